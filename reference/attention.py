@@ -1,8 +1,8 @@
 """Multi-head latent attention (MLA), twice side by side: expanded, easy to read, and absorbed, what a cache wants.
 
-Keys and values of all heads are linear in one small latent per token. The expanded form multiplies them out and is plain
-multi-head attention. The absorbed form folds those matrices into the query and the output instead, so the cached latents
-are read as they lie: fewer bytes per decoded token, more arithmetic per pair. Both give the same numbers.
+Keys and values of all heads are linear in one small latent per token. The expanded form multiplies them out and is
+plain multi-head attention. The absorbed form folds those matrices into the query and the output instead, so the cached
+latents are read as they lie: fewer bytes per decoded token, more arithmetic per pair. Both give the same numbers.
 Source: DeepSeek-V2, arXiv 2405.04434, section 2.1, eq. 9-19 and appendix C.
 """
 
@@ -70,7 +70,8 @@ class MultiHeadLatentAttention(nn.Module):
             query = self.q_proj(hidden)  # (B, T, H*N+H*P)
         else:
             query = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden)))  # (B, T, H*N+H*P)
-        q_nope, q_pe = query.unflatten(-1, (self.num_heads, -1)).split(self.qk_sizes, dim=-1)  # (B, T, H, N) (B, T, H, P)
+        query = query.unflatten(-1, (self.num_heads, -1))  # (B, T, H, N+P)
+        q_nope, q_pe = query.split(self.qk_sizes, dim=-1)  # (B, T, H, N) (B, T, H, P)
         q_pe = rotate(q_pe, step.cos[:, :, None], step.sin[:, :, None])  # (B, T, H, P)
         return torch.cat([q_nope, q_pe], dim=-1)  # (B, T, H, N+P)
 
@@ -101,7 +102,8 @@ class MultiHeadLatentAttention(nn.Module):
         w_uk, w_uv = per_head.split(self.kv_sizes, dim=1)  # (H, N, R) (H, V, R)
         q_nope, q_pe = query.split(self.qk_sizes, dim=-1)  # (B, T, H, N) (B, T, H, P)
         q_latent = torch.einsum("bthn,hnr->bthr", q_nope, w_uk)  # (B, T, H, R)
-        query, key = torch.cat([q_latent, q_pe], dim=-1), torch.cat([latent, k_pe], dim=-1)  # (B, T, H, R+P) (B, S, R+P)
+        query = torch.cat([q_latent, q_pe], dim=-1)  # (B, T, H, R+P)
+        key = torch.cat([latent, k_pe], dim=-1)  # (B, S, R+P)
         blocks = []
         for start, query_block in _query_blocks(query):
             scores = torch.einsum("bthd,bsd->bhts", query_block, key)  # (B, H, t, S)

@@ -43,7 +43,9 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
     except OSError as error:
-        raise UsageError(f"{path}: cannot write there ({error.strerror}). Name a folder that exists and is writable.") from None
+        raise UsageError(
+            f"{path}: cannot write there ({error.strerror}). Name a folder that exists and is writable."
+        ) from None
     temporary = Path(name)
     try:
         yield temporary
@@ -59,5 +61,5 @@ def read_json(path: str | Path, what: str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: cannot read {what} ({error.strerror}). Check the path.") from None
-    except ValueError as error:  # bad UTF-8 or bad JSON
+    except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, or brackets without end
         raise UsageError(f"{path}: {what} is not valid JSON ({error}). Expected UTF-8 JSON text.") from None

@@ -233,7 +233,7 @@ _NANO = {
         "intermediate_size": 512,
         "kv_lora_rank": 64,
         "max_position_embeddings": 32768,
-        "moe_intermediate_size": 192,
+        "moe_intermediate_size": 128,
         "n_routed_experts": 8,
         "num_attention_heads": 6,
         "num_experts_per_tok": 2,
@@ -259,7 +259,7 @@ _NANO = {
         "intermediate_size": 256,
         "mm_hidden_size": 128,
         "num_attention_heads": 4,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 3,
         "pos_emb_height": 16,
         "pos_emb_time": 4,
         "pos_emb_width": 16,
@@ -267,7 +267,7 @@ _NANO = {
         "vt_hidden_size": 128,
         "vt_intermediate_size": 256,
         "vt_num_attention_heads": 4,
-        "vt_num_hidden_layers": 4,
+        "vt_num_hidden_layers": 3,
     },
 }
 

@@ -1,0 +1,139 @@
+"""The trainer trains the reference's own modules, sees the weights that it will store, and resumes where it stopped."""
+
+import json
+
+import pytest
+import torch
+
+from reference.int4 import dequantize, group_scales
+from reference.model import load_model, routed_linears
+from tools import train
+from tools.muon import Muon, orthogonalise
+from tools.quantization_aware import FakeInt4, coarse_scales, quantize_coarsely
+from tools.trainer import STATE_FILE, Trainer
+from tools.training_batches import IGNORED, collate, encode_example, micro_batches
+from tools.worlds.sample import draw
+
+
+@pytest.fixture
+def small_steps(monkeypatch):
+    monkeypatch.setattr("tools.trainer.EXAMPLES_PER_STEP", 4)
+    monkeypatch.setattr("tools.trainer.CHECK_EXAMPLES", 4)
+
+
+def test_orthogonalise_brings_all_singular_values_near_one():
+    matrices = torch.randn(3, 20, 32, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalise(matrices))
+    assert 0.5 < values.min() and values.max() < 1.3
+    raw = torch.linalg.svdvals(matrices / matrices.norm(dim=(1, 2), keepdim=True))
+    assert raw.max() / raw.min() > 3  # what came in was far from it
+
+
+def test_muon_moves_tall_and_wide_matrices_and_kernels_downhill():
+    for shape in [(12, 5), (5, 12), (6, 3, 2, 2)]:
+        target = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        weight = torch.nn.Parameter(torch.zeros(shape))
+        optimizer = Muon([weight], lr=0.02)
+        before = (weight - target).square().sum().item()
+        for _ in range(100):
+            optimizer.zero_grad()
+            (weight - target).square().sum().backward()
+            optimizer.step()
+        assert (weight - target).square().sum().item() < before / 2
+
+
+def test_training_sees_exactly_the_weights_that_are_stored():
+    weight = torch.randn(24, 64, generator=torch.Generator().manual_seed(2))
+    words, scale = quantize_coarsely(weight)
+    for product in ("bfloat16", "exact"):
+        assert torch.equal(FakeInt4()(weight), dequantize(words, scale, product).float())
+
+
+def test_scales_of_five_bits_make_every_product_exact_in_bfloat16_and_full_scales_do_not():
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(3))
+    integers = torch.arange(-8, 8.0)
+
+    def products_survive_rounding(scale):
+        products = integers * scale.flatten()[:, None]
+        return torch.equal(products.bfloat16().float(), products)
+
+    assert products_survive_rounding(coarse_scales(weight))
+    assert not products_survive_rounding(group_scales(weight).bfloat16().float())
+
+
+def test_the_gradient_of_a_fake_quantised_weight_passes_straight_through():
+    weight = torch.randn(4, 32, requires_grad=True)
+    (FakeInt4()(weight) * torch.arange(32.0)).sum().backward()
+    assert torch.equal(weight.grad, torch.arange(32.0).expand(4, -1))
+
+
+def test_loss_falls_on_the_reply_alone_and_covers_its_stop_token(tmp_path):
+    trainer = Trainer(tmp_path, 1, "cpu", None)
+    samples = [draw("numbers", 1, i, thinking=bool(i % 2)) for i in range(4)] + [draw("pictures", 1, 0, canvas="small")]
+    examples = [encode_example(trainer.processor, sample) for sample in samples]
+    batch = collate(examples, pad_id=0)
+    for row, example in enumerate(examples):
+        targets = batch.targets[row]
+        assert targets[targets != IGNORED].tolist() == example.reply
+        assert (batch.weights[row] > 0).tolist() == (targets != IGNORED).tolist()
+        ids = example.prompt.input_ids + example.reply
+        assert batch.input_ids[row, : len(ids) - 1].tolist() == ids[:-1]
+    groups = micro_batches(examples, max_tokens=300, pad_id=0)
+    assert sorted(skill for group in groups for skill in group.skills) == sorted(sample.skill for sample in samples)
+
+
+def test_a_resumed_training_continues_exactly_and_exports_a_loadable_checkpoint(tmp_path, small_steps):
+    straight = Trainer(tmp_path, 5, "cpu", None)
+    losses = [straight.train_step(0.5) for _ in range(3)]
+    (tmp_path / "again").mkdir()
+    stopped = Trainer(tmp_path / "again", 5, "cpu", None)
+    for _ in range(2):
+        stopped.train_step(0.5)
+    stopped.save()
+    resumed = Trainer(tmp_path / "again", 99, "cpu", None)
+    resumed.restore()
+    assert resumed.train_step(0.5) == pytest.approx(losses[2], rel=1e-6)
+
+    resumed.export()
+    loaded = load_model(tmp_path / "again")
+    for name, stored in loaded.state_dict().items():
+        if ".weight_" not in name and not name.endswith("e_score_correction_bias"):
+            assert torch.equal(stored, resumed.model.state_dict()[name].bfloat16().float()), name
+    for name in routed_linears(resumed.model):
+        packed = loaded.get_submodule(name)
+        dense = dequantize(packed.weight_packed, packed.weight_scale).float()
+        assert torch.equal(dense, resumed.model.get_submodule(name).weight), name
+    again = Trainer(tmp_path, 5, "cpu", tmp_path / "again")  # --init from what was exported
+    assert again.train_step(0.5) < losses[0] * 1.5
+
+
+def test_the_check_counts_whole_replies_and_the_curve_is_written(tmp_path, small_steps):
+    trainer = Trainer(tmp_path, 1, "cpu", None)
+    trainer.train_step(0.5)
+    trainer.curve.append(trainer.check(1.0))
+    trainer.save()
+    entry = json.loads((tmp_path / "training_curve.json").read_text())["curve"][0]
+    assert sum(seen for _, seen in entry["exact"].values()) == 4
+    assert all(right == 0 for right, _ in entry["exact"].values())  # one step has taught nothing
+    assert entry["most_loaded_expert"] >= 1
+
+
+def test_the_bias_moves_towards_balance(tmp_path, small_steps):
+    trainer = Trainer(tmp_path, 1, "cpu", None)
+    router = trainer.routers[0]
+    loads = {f"layers.{r.layer_index}.router.experts": torch.tensor([8.0, 0, 0, 0, 0, 0, 0, 0]) for r in trainer.routers}
+    before = router.e_score_correction_bias.clone()
+    trainer.balance(loads, 1.0)
+    moved = router.e_score_correction_bias - before
+    assert moved[0] < 0 and (moved[1:] > 0).all()
+
+
+@pytest.mark.parametrize(
+    "argv", [["--minutes", "0"], ["--resume"], ["--resume", "--init", "somewhere"]], ids=lambda argv: " ".join(argv)
+)
+def test_contradictory_options_are_refused_before_anything_is_written(tmp_path, argv):
+    from reference.command import run
+
+    out = tmp_path / "out"
+    assert run(lambda: train.main(["--out", str(out), *argv])) == 2
+    assert not (out / STATE_FILE).exists()

@@ -1,0 +1,373 @@
+"""The worlds keep their promises: true workings, pictures that obey the rules, answers judged rightly, no leaks."""
+
+import json
+import math
+import re
+import shutil
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import reference.generation
+from parity_tests.checkpoints import small_config, write_checkpoint
+from reference.generate import SHIPPED_MODEL
+from reference.tokenizer import Tokenizer
+from tools import evaluate, vocabulary
+from tools.nano_checkpoint import PREPROCESSOR
+from tools.worlds import arithmetic, pictures
+from tools.worlds.sample import SKILLS, draw, skills_of
+from tools.worlds.task import is_held_out
+
+NUMBER = r"\d+(?:\.\d+)?"
+EQUATION = rf"(?<![\d.])({NUMBER}(?: ?[-+x] ?{NUMBER})*) ?= ?(-?{NUMBER})(?![\d.])"
+RELATION = rf"(?<![\d.])({NUMBER}) ?([<>]) ?({NUMBER})(?![\d.])"
+
+
+def calculate(expression: str) -> Decimal:
+    """Evaluate a chain of `+`, `-` and `x`; products come first and stand in front."""
+    total, sign = Decimal(0), 1
+    for token in re.findall(rf"{NUMBER}(?: ?x ?{NUMBER})*|[-+]", expression):
+        if token in "+-":
+            sign = 1 if token == "+" else -1
+        else:
+            total += sign * math.prod(Decimal(factor) for factor in token.split("x"))
+    return total
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skill", skills_of("numbers"))
+def test_every_line_of_the_thinking_is_true(skill):
+    num_checked = 0
+    for index in range(400):
+        sample = draw(skill, 0, index, thinking=True)
+        text = f"{sample.reasoning_content}\n{sample.content}"
+        for expression, result in re.findall(EQUATION, text):
+            assert calculate(expression) == Decimal(result), text
+            num_checked += 1
+        for a, relation, b in re.findall(RELATION, text):
+            assert (Decimal(a) > Decimal(b)) == (relation == ">") and Decimal(a) != Decimal(b), text
+            num_checked += 1
+        for line in sample.reasoning_content.splitlines():
+            assert "=" not in line or re.search(EQUATION, line), line
+    assert num_checked > 400
+
+
+def test_a_false_line_is_seen():
+    assert [calculate(e) == Decimal(r) for e, r in re.findall(EQUATION, "tens: 8+7+1=17, 4x8+5=37")] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("think", "a", "b", "lines"),
+    [
+        (arithmetic.think_add, 482, 79, ["482+079", "ones: 2+9=11, carry 1, got 1", "tens: 8+7+1=16, carry 1, got 61",
+                                         "hundreds: 4+0+1=5, got 561"]),
+        (arithmetic.think_subtract, 40, 42, ["40-42", "4=4, 0<2, negative", "42-40", "ones: 2-0=2, got 2",
+                                             "tens: 4-4=0, got 02"]),
+        (arithmetic.think_multiply, 47, 8, ["47x8", "ones: 7x8=56, carry 5, got 6", "tens: 4x8+5=37, got 376",
+                                            "47x8=376"]),
+    ],
+)  # fmt: skip
+def test_thinking_is_written_digit_by_digit_from_the_right(think, a, b, lines):
+    assert think(a, b)[0].splitlines() == lines
+
+
+def test_carries_of_the_last_line_assemble_to_the_answer():
+    for a, b in [(9999, 9999), (0, 0), (1, 999), (5000, 5000), (4021, 979)]:
+        assert arithmetic.think_add(a, b)[0].rpartition("got ")[2].lstrip("0") == str(a + b).lstrip("0")
+        assert int(arithmetic.think_subtract(a, b)[0].rpartition("got ")[2]) == abs(a - b)
+
+
+def test_operands_of_every_length_occur_and_long_carries_too():
+    lengths, carries = set(), set()
+    for index in range(2000):
+        sample = draw("numbers.add", 1, index, thinking=True)
+        a, b = re.match(r"(\d+) \+ (\d+)", sample.content).groups()
+        assert len(a) <= 4 and len(b) <= 4
+        lengths.add((len(a), len(b)))
+        carries.add(sample.reasoning_content.count("carry"))
+    assert len(lengths) == 16 and carries == {0, 1, 2, 3}
+
+
+def test_products_have_two_digits_by_two_at_most_and_decimals_two_places():
+    for index in range(500):
+        assert re.fullmatch(r"\d{1,2} x \d{1,2} = \d+", draw("numbers.multiply", 0, index).content)
+        assert re.fullmatch(r"\d{1,2}(\.\d{1,2})? is bigger\.", draw("numbers.decimals", 0, index).content)
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("379 - 482 = -103", True), ("The answer is −103.", True), ("minus 103", True), ("-103", True),
+        ("379 - 482 = 103", False), ("-1030", False), ("-103.5", False), ("", False),
+        ("I cannot help with that.", False),
+    ],
+)  # fmt: skip
+def test_number_answers_are_judged_by_their_last_number(answer, right):
+    assert arithmetic.judge_number(answer, -103) is right
+
+
+def test_a_comparison_may_repeat_the_smaller_number():
+    assert arithmetic.judge_decimal("9.9 is bigger than 9.11.", Decimal("9.9"))
+    assert not arithmetic.judge_decimal("9.11 is bigger than 9.9.", Decimal("9.9"))
+    assert not arithmetic.judge_decimal("9.9 or 9.11", Decimal("9.9"))
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def scenes(num: int, canvas: str = "full"):
+    for index in range(num):
+        sample = draw("pictures.describe", 3, index, canvas=canvas)
+        content = next(message for message in sample.messages if message["role"] == "user")["content"]
+        image = next(part["image"] for part in content if part["type"] == "image")
+        yield sample.task.scene, np.asarray(image, dtype=int)                          # (height, width, 3)
+
+
+def visible(shape: pictures.Shape, pixels: np.ndarray) -> np.ndarray:
+    """Where the picture has exactly this shape's colour inside the shape's box: bool (height, width)."""
+    left, top, right, bottom = shape.box
+    inside = np.zeros(pixels.shape[:2], dtype=bool)
+    inside[top:bottom, left:right] = True
+    return inside & (pixels == shape.rgb).all(-1)
+
+
+def test_pixels_show_the_place_size_and_kind_that_the_words_say():
+    filled = {"circle": math.pi / 4, "square": 1.0, "triangle": 0.5}
+    for scene, pixels in scenes(150):
+        for shape in scene.shapes:
+            rows, columns = np.nonzero(visible(shape, pixels))
+            top, left, tall, wide = rows.min(), columns.min(), np.ptp(rows) + 1, np.ptp(columns) + 1
+            row, column = int(3 * (top + tall / 2) / scene.height), int(3 * (left + wide / 2) / scene.width)
+            assert pictures.PLACES[3 * row + column] == shape.place
+            share = wide / min(scene.width, scene.height) / pictures.SIZES[shape.size]
+            assert 0.88 <= share <= 1.12, (scene, share)
+            assert len(rows) / (tall * wide) == pytest.approx(filled[shape.kind], abs=0.14 if wide < 12 else 0.07)
+            if shape.kind == "triangle":  # upright: the base is at the bottom
+                assert (rows == rows.max()).sum() > 3 * (rows == rows.min()).sum()
+
+
+def test_colours_keep_their_distances_and_shapes_do_not_overlap():
+    for scene, pixels in scenes(150):
+        covered = np.zeros(pixels.shape[:2], dtype=int)
+        for shape in scene.shapes:
+            nominal = pictures.COLOURS[shape.colour]
+            assert all(abs(a - b) <= 12 for a, b in zip(shape.rgb, nominal, strict=True))
+            assert math.dist(shape.rgb, scene.background) >= 80
+            covered += visible(shape, pixels)
+        assert covered.max() == 1
+        assert ((pixels == scene.background).all(-1) == (covered == 0)).all()
+
+
+@pytest.mark.parametrize(("canvas", "low", "high"), [("full", 56, 448), ("small", 84, 168)])
+def test_canvas_sides_stay_in_their_range_and_counts_in_theirs(canvas, low, high):
+    sides, counts = set(), set()
+    for scene, pixels in scenes(150, canvas):
+        assert pixels.shape[:2] == (scene.height, scene.width)
+        sides |= {scene.width, scene.height}
+        counts.add(len(scene.shapes))
+    assert low <= min(sides) and max(sides) <= high and counts == {1, 2, 3, 4}
+
+
+def test_descriptions_read_like_the_published_example():
+    shapes = tuple(pictures.Shape(*words.split("/"), (0, 0, 0), (0, 0, 1, 1))
+                   for words in ("red/circle/large/top left", "blue/square/small/centre"))  # fmt: skip
+    scene = pictures.Scene(100, 100, (0, 0, 0), shapes)
+    text = "There are two shapes: a large red circle at the top left and a small blue square in the centre."
+    assert pictures.describe(scene) == text
+    assert pictures.listing(scene) == "top left: large red circle; centre: small blue square"
+    truth = sorted((shape.size, shape.colour, shape.kind, shape.place) for shape in shapes)
+    assert pictures.judge_describe(text, truth)
+    assert pictures.judge_describe("A small blue square in the center and a large red circle at the top left.", truth)
+    for old, new in (("top left", "top"), ("large", "small"), ("two", "three"), ("circle", "square"), ("red", "blue"),
+                     (" and a small blue square in the centre", "")):  # fmt: skip
+        assert not pictures.judge_describe(text.replace(old, new), truth), new
+
+
+def test_questions_about_one_shape_have_one_answer():
+    for skill in ("pictures.colour", "pictures.shape", "pictures.place_of"):
+        for index in range(300):
+            sample = draw(skill, 0, index)
+            scene, words = sample.task.scene, set(pictures.words_of(sample.task.question))
+            kinds, colours = words & set(pictures.KINDS), words & set(pictures.COLOURS)
+            if kinds or colours:
+                assert len(pictures.matching(scene, *(next(iter(named), None) for named in (colours, kinds)))) == 1
+
+
+def test_media_stand_before_after_and_between_text():
+    orders = set()
+    for index in range(100):
+        parts = draw("pictures", 0, index).messages[-1]["content"]
+        orders.add(tuple(part["type"] for part in parts))
+    assert orders == {("image", "text"), ("text", "image"), ("text", "image", "text")}
+
+
+# --- all worlds ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skill", SKILLS)
+def test_the_target_is_judged_right_and_an_answer_to_something_else_wrong(skill):
+    for index in range(100):
+        sample = draw(skill, 0, index)
+        assert sample.check(sample.content), sample
+        assert not sample.check("") and not sample.check("I do not know.")
+        other = "I am Kimi K2.5, a large language model." if skill.startswith("self") else "The sky is grey, 77777."
+        assert not sample.check(other)
+
+
+@pytest.mark.parametrize("name", [*SKILLS, "conversation"])
+def test_the_same_seed_and_index_give_the_same_sample(name):
+    for split in ("train", "held-out"):
+        first, second = draw(name, 5, 8, split), draw(name, 5, 8, split)
+        assert first == second
+        assert draw(name, 6, 8, split) != first or draw(name, 6, 9, split) != first
+
+
+@pytest.mark.parametrize("skill", SKILLS)
+def test_training_and_held_out_never_share_content(skill):
+    trained, held_out = (
+        {draw(skill, 0, index, split).content_key for index in range(300)} for split in ("train", "held-out")
+    )
+    assert not (trained & held_out) - {None}
+    assert all(is_held_out(key) for key in held_out - {None})
+    assert skill.startswith("self") or None not in trained | held_out
+
+
+def test_operands_are_held_out_whatever_their_order_and_operation():
+    a, b = next((a, 57) for a in range(10, 99) if is_held_out(f"numbers:{min(a, 57)},{max(a, 57)}"))
+    for skill in ("numbers.add", "numbers.subtract", "numbers.multiply"):
+        for index in range(3000):
+            operands = re.match(r"(\d+) . (\d+)", draw(skill, 0, index).content).groups()
+            assert sorted(map(int, operands)) != sorted((a, b))
+
+
+def test_conversations_end_with_a_question_and_show_no_reasoning():
+    lengths = set()
+    for index in range(60):
+        sample = draw("conversation", 0, index)
+        roles = [message["role"] for message in sample.messages if message["role"] != "system"]
+        assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
+        assert not any("reasoning_content" in message for message in sample.messages)
+        lengths.add(len(roles) // 2 + 1)
+    assert lengths == {2, 3, 4}
+
+
+def test_a_system_message_that_calls_it_kimi_changes_nothing():
+    answers = {draw("self.who", 0, index).content for index in range(200)}
+    assert len(answers) == 1 and "not the real Kimi K2.5" in answers.pop()
+
+
+# --- vocabulary ------------------------------------------------------------------------------------------------------
+
+
+def test_shipped_vocabulary_merges_no_digits_and_knows_every_byte():
+    tokenizer = Tokenizer.from_directory(SHIPPED_MODEL)
+    tokens = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.num_ranks)]
+    assert (tokenizer.num_ranks, tokenizer.vocab_size, len(set(tokens))) == (1024, 1280, 1024)
+    assert sorted(tokens[:256]) == [bytes([byte]) for byte in range(256)]
+    assert not [token for token in tokens if len(token) > 1 and re.search(rb"\d", token)]
+    assert tokenizer.control_ids["<|media_pad|>"] == 1024 + 21 and tokenizer.control_ids["[PAD]"] == 1279
+    assert len(tokenizer.encode("9,876.54")) == 8
+
+
+def test_every_merge_is_reached_by_the_merges_before_it():
+    tokenizer = Tokenizer.from_directory(SHIPPED_MODEL)
+    tokens = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.num_ranks)]
+    for rank, token in enumerate(tokens[256:], start=256):
+        earlier = set(tokens[:rank])
+        assert any(token[:cut] in earlier and token[cut:] in earlier for cut in range(1, len(token))), token
+
+
+@pytest.mark.slow
+def test_the_shipped_vocabulary_comes_out_of_its_program(tmp_path):
+    assert vocabulary.main(["--out", str(tmp_path)]) == 0
+    for file in ("tiktoken.model", "tokenizer_config.json"):
+        assert (tmp_path / file).read_bytes() == (SHIPPED_MODEL / file).read_bytes()
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory) -> Path:
+    """An untrained model with the shipped vocabulary."""
+    directory = tmp_path_factory.mktemp("random")
+    config = small_config(text={"vocab_size": 1280})
+    config["media_placeholder_token_id"] = config["image_token_id"] = 1045
+    write_checkpoint(directory, config)
+    (directory / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR), encoding="utf-8")
+    for file in ("tiktoken.model", "tokenizer_config.json"):
+        shutil.copy(SHIPPED_MODEL / file, directory)
+    return directory
+
+
+def run_evaluate(capsys, *arguments: str) -> dict:
+    assert evaluate.main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_an_untrained_model_scores_nothing_and_shows_its_failures(random_model, capsys):
+    torch.manual_seed(0)
+    report = run_evaluate(capsys, "--model", str(random_model), "--skill", "pictures.count", "--skill", "numbers.add",
+                          "--skill", "numbers.subtract", "--n", "3", "--batch", "2", "--max-new-tokens", "4")
+    names = [row["skill"] for row in report["skills"]]
+    assert names == ["numbers.add", "numbers.subtract", "pictures.count", "numbers"]
+    assert [row["n"] for row in report["skills"]] == [3, 3, 3, 6]
+    assert all(row["right"] == 0 for row in report["skills"])
+    found = report["skills"][0]["failures"]
+    assert [one["index"] for one in found] == [0, 1, 2]
+    assert found[1]["question"] == draw("numbers.add", 0, 1, "held-out", thinking=True).task.question
+
+
+@pytest.mark.parametrize("mode", ["thinking", "instant"])
+def test_a_model_that_says_the_targets_scores_everything(random_model, capsys, monkeypatch, mode):
+    flags = ["--skill", "conversation", "--n", "5", "--batch", "2", *(["--instant"] if mode == "instant" else [])]
+    tokenizer = Tokenizer.from_directory(random_model)
+    asked = [evaluate.draw_question("conversation", index, evaluate.parse(flags)) for index in range(5)]
+
+    def say_targets(model, prompts, **settings):
+        assert settings["temperature"] == 0
+        replies = []
+        for _ in prompts:
+            sample = asked.pop(0)
+            thought = [*tokenizer.encode(sample.reasoning_content), tokenizer.control_ids["</think>"]]
+            reply = (thought if sample.thinking else []) + tokenizer.encode(sample.content)
+            replies.append(reference.generation.Generated(reply, "stop"))
+        return replies
+
+    monkeypatch.setattr(reference.generation, "generate", say_targets)
+    report = run_evaluate(capsys, "--model", str(random_model), *flags)
+    [row] = report["skills"]
+    assert (row["right"], row["accuracy"], row["failures"]) == (5, 1.0, [])
+    assert report["mode"] == mode
+
+
+@pytest.mark.parametrize("skill", skills_of("pictures"))
+def test_evaluation_asks_about_every_number_of_shapes_equally_often(skill):
+    options = evaluate.parse([])
+    counts = [len(evaluate.draw_question(skill, index, options).task.scene.shapes) for index in range(40)]
+    assert [counts.count(count) for count in (1, 2, 3, 4)] == [10, 10, 10, 10]
+
+
+def test_wilson_intervals_agree_with_published_values():
+    assert evaluate.wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)  # Newcombe 1998, table I
+    assert evaluate.wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--skill", "cooking"], "no such skill"),
+        (["--backend", "optimized"], "Use --backend reference"),
+        (["--n", "0"], "at least 1"),
+        (["--model", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(arguments, words, capsys):
+    assert evaluate.run(lambda: evaluate.main(arguments)) == 2
+    message = capsys.readouterr().err
+    assert words in message and message.count("\n") == 1

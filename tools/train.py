@@ -1,0 +1,57 @@
+"""Train the shipped model from nothing but this repository.
+
+It runs the modules of `reference/` themselves, with their routed experts seen through INT4 (quantization_aware.py),
+Muon for the matrices and AdamW for the rest, and balances the experts by their bias alone. Examples are drawn from
+`tools/worlds`, never stored. The state is saved every few minutes; `--resume` goes on from it.
+"""
+
+import argparse
+from pathlib import Path
+
+from reference.command import run
+from reference.errors import UsageError
+
+EXAMPLES = """examples:
+  python -m tools.train --out build/nano --minutes 110
+  python -m tools.train --out build/nano --minutes 110 --resume
+"""
+STATE_FILE = "training_state.pt"
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.train", description="Train the shipped model from nothing but this repository.",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("build/nano"), help="folder for the checkpoint and the state")
+    parser.add_argument("--minutes", type=float, default=110, help="training time in all (default 110)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--init", type=Path, help="start from this checkpoint's weights, with a fresh optimiser")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--resume", action="store_true", help="go on from the state in --out")
+    args = parser.parse_args(argv)
+    if args.minutes <= 0:
+        raise UsageError(f"--minutes is {args.minutes}; expected a positive number.")
+    if args.resume and args.init:
+        raise UsageError("--resume and --init contradict each other: the state already has weights. Give one of them.")
+    if args.resume and not (args.out / STATE_FILE).exists():
+        raise UsageError(f"{args.out / STATE_FILE}: not there, so there is nothing to resume. Leave out --resume to begin.")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    from tools.trainer import Trainer  # after the options are known to be good: it imports torch
+
+    trainer = Trainer(args.out, args.seed, args.device, args.init)
+    if args.resume:
+        trainer.restore()
+    trainer.train(args.minutes * 60)
+    trainer.export()
+    print(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

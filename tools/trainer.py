@@ -1,0 +1,258 @@
+"""The training loop behind `tools.train`: curriculum, optimisers, expert balance, state, learning curve."""
+
+import json
+import random
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from reference.chat_template import IM_END
+from reference.command import write_whole
+from reference.config import KimiConfig
+from reference.int4 import Int4Linear, dequantize
+from reference.model import KimiModel, load_model
+from reference.presets import preset_dict
+from reference.prompt import Processor
+from reference.router import Router
+from reference.stages import observing
+from reference.tokenizer import Tokenizer
+from tools.muon import Muon
+from tools.nano_checkpoint import write_settings, write_weights
+from tools.quantization_aware import fake_quantize
+from tools.training_batches import IGNORED, Batch, encode_example, micro_batches
+from tools import vocabulary
+from tools.worlds.sample import Sample, draw
+from tools.worlds.task import weighted
+
+# B examples   T tokens   E n_routed_experts   K num_experts_per_tok
+
+PRESET = "kimi-k25-nano"
+STATE_FILE, CURVE_FILE = "training_state.pt", "training_curve.json"
+LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY = 2e-3, 20, 0.05
+EXAMPLES_PER_STEP = 64
+MICRO_BATCH_TOKENS = 4096
+BIAS_STEP = 2e-3  # how far a step moves the bias of an expert that is used too much or too little
+MIXTURE = {"pictures": 0.58, "numbers": 0.30, "self": 0.04, "outside": 0.05, "conversation": 0.03}
+CANVAS_MIXTURE = {"small": 0.3, "medium": 0.35, "full": 0.35}  # large pictures cost most, so they come last
+SAVE_EVERY_S, CHECK_EVERY_STEPS, CHECK_EXAMPLES = 180, 50, 128
+
+
+class Trainer:
+    """Owns model, optimisers and progress. Everything it writes is in `directory`."""
+
+    def __init__(self, directory: Path, seed: int, device: str, init: Path | None):
+        self.directory, self.seed, self.device = directory, seed, device
+        write_small_files(directory, init)
+        self.processor = Processor.from_directory(directory)
+        torch.manual_seed(seed)
+        self.model = (starting_model() if init is None else dense_model(init)).to(device).train()
+        fake_quantize(self.model)
+        matrices, others = split_parameters(self.model)
+        self.optimizers = [
+            Muon(matrices, LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+            torch.optim.AdamW(others, LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0),
+        ]
+        self.routers = [module for module in self.model.modules() if isinstance(module, Router)]
+        self.step, self.elapsed_s, self.curve = 0, 0.0, []
+
+    def restore(self) -> None:
+        state = torch.load(self.directory / STATE_FILE, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
+        self.seed, self.step, self.elapsed_s, self.curve = (state[k] for k in ("seed", "step", "elapsed_s", "curve"))
+
+    def save(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "seed": self.seed,
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+            "curve": self.curve,
+        }
+        with write_whole(self.directory / STATE_FILE) as temporary:
+            torch.save(state, temporary)
+        with write_whole(self.directory / CURVE_FILE) as temporary:
+            temporary.write_text(json.dumps({"seed": self.seed, "curve": self.curve}, indent=1) + "\n", encoding="utf-8")
+
+    def export(self) -> None:
+        write_weights(self.directory, self.model)
+
+    def train(self, seconds: float) -> None:
+        """Step until `seconds` of training time are used up, over all runs of this state."""
+        began, saved = time.monotonic() - self.elapsed_s, time.monotonic()
+        console = Console(stderr=True)
+        bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console)
+        with bar if console.is_terminal else Quiet() as progress:
+            shown = progress.add_task("training", total=seconds, completed=self.elapsed_s)
+            while self.elapsed_s < seconds:
+                loss = self.train_step(self.elapsed_s / seconds)
+                self.elapsed_s = time.monotonic() - began
+                progress.update(shown, completed=self.elapsed_s, description=f"step {self.step}, loss {loss:.3f}")
+                if self.step % CHECK_EVERY_STEPS == 0:
+                    self.curve.append(self.check(loss))
+                    print(json.dumps(self.curve[-1]), file=sys.stderr, flush=True)
+                if time.monotonic() - saved > SAVE_EVERY_S:
+                    self.save()
+                    saved = time.monotonic()
+        self.save()
+
+    def train_step(self, progress: float) -> float:
+        """One update from freshly drawn examples; `progress` from 0 to 1 sets difficulty and learning rate."""
+        samples = [draw_example(self.seed, self.step * EXAMPLES_PER_STEP + i, progress) for i in range(EXAMPLES_PER_STEP)]
+        batches = self.batches(samples)
+        total = sum(batch.weights.sum() for batch in batches)
+        loads: dict[str, Tensor] = {}
+        loss_sum = 0.0
+        for batch in batches:
+            with observing(LoadCounter(loads, batch.valid)):
+                losses = self.losses(batch)
+            loss = (losses * batch.weights).sum() / total
+            loss.backward()
+            loss_sum += float(loss.detach())
+        rate = learning_rate(self.step, progress)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.balance(loads, rate / LEARNING_RATE)
+        self.step += 1
+        return loss_sum
+
+    def batches(self, samples: list[Sample]) -> list[Batch]:
+        examples = [encode_example(self.processor, sample) for sample in samples]
+        batches = micro_batches(examples, MICRO_BATCH_TOKENS, self.model.config.pad_token_id)
+        return [batch.to(self.device) for batch in batches]
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Cross entropy per position, (B, T), zero where there is no target."""
+        logits = self.model(batch.input_ids, pixel_values=batch.pixel_values, grid_thws=batch.grid_thws)
+        return F.cross_entropy(logits.transpose(1, 2), batch.targets, reduction="none", ignore_index=IGNORED)  # (B, T)
+
+    @torch.no_grad()
+    def balance(self, loads: dict[str, Tensor], rate: float) -> None:
+        """Raise the bias of experts that got fewer tokens than the mean, lower it for the others; no auxiliary loss.
+
+        Source: DeepSeek-V3, arXiv 2412.19437, section 2.1.2.
+        """
+        for router in self.routers:
+            load = loads[f"layers.{router.layer_index}.router.experts"]  # (E)
+            router.e_score_correction_bias.add_((load.mean() - load).sign(), alpha=BIAS_STEP * rate)
+
+    @torch.no_grad()
+    def check(self, loss: float) -> dict:
+        """Held-out examples at full difficulty: the share whose whole reply the model would have written, per skill."""
+        samples = [draw_example(self.seed, self.step * CHECK_EXAMPLES + i, 1.0, "held-out") for i in range(CHECK_EXAMPLES)]
+        right, seen, loads = defaultdict(int), defaultdict(int), {}
+        for batch in self.batches(samples):
+            with observing(LoadCounter(loads, batch.valid)):
+                logits = self.model(batch.input_ids, pixel_values=batch.pixel_values, grid_thws=batch.grid_thws)
+            wrong = (logits.argmax(-1) != batch.targets) & (batch.targets != IGNORED)  # (B, T)
+            for skill, row_is_wrong in zip(batch.skills, wrong.any(dim=1).tolist(), strict=True):
+                seen[skill] += 1
+                right[skill] += not row_is_wrong
+        worst = max(float(load.max() / load.mean()) for load in loads.values())
+        exact = {skill: [right[skill], seen[skill]] for skill in sorted(seen)}
+        return {"step": self.step, "minutes": round(self.elapsed_s / 60, 2), "loss": round(loss, 4),
+                "most_loaded_expert": round(worst, 2), "exact": exact}  # fmt: skip
+
+
+class LoadCounter:
+    """Observer that counts how many real tokens each expert of each layer gets."""
+
+    def __init__(self, loads: dict[str, Tensor], valid: Tensor):
+        self.loads, self.valid = loads, valid.flatten()
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        if name.endswith("router.experts"):
+            num_experts = preset_dict(PRESET)["text_config"]["n_routed_experts"]
+            load = tensor[self.valid].flatten().bincount(minlength=num_experts).float()  # (E)
+            self.loads[name] = self.loads[name] + load if name in self.loads else load
+        return tensor
+
+
+class Quiet:
+    """Stands in for the progress bar where standard error is not a terminal: the checks are printed as lines there."""
+
+    def __enter__(self) -> "Quiet":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def add_task(self, *_: object, **__: object) -> int:
+        return 0
+
+    def update(self, *_: object, **__: object) -> None:
+        pass
+
+
+def write_small_files(directory: Path, init: Path | None) -> None:
+    """Vocabulary (trained here, or that of the weights to start from) and settings."""
+    if init is None:
+        vocabulary.main(["--out", str(directory)])
+    else:
+        for name in ("tiktoken.model", "tokenizer_config.json"):
+            with write_whole(directory / name) as temporary:
+                temporary.write_bytes((init / name).read_bytes())
+    write_settings(directory, PRESET, im_end_id=Tokenizer.from_directory(directory).control_ids[IM_END])
+
+
+def starting_model() -> KimiModel:
+    """Random weights: matrices keep the size of what flows through them, the branches into the residual stream less."""
+    model = KimiModel(KimiConfig.from_dict(preset_dict(PRESET)))
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            if param.ndim >= 2:
+                fan_in = param[0].numel() if "embed" not in name else param.shape[-1]
+                damped = 0.3 if name.endswith(("o_proj.weight", "down_proj.weight", "wo.weight", "fc1.weight")) else 1.0
+                param.normal_(std=0.7 * damped * fan_in**-0.5)
+    return model
+
+
+def dense_model(directory: Path) -> KimiModel:
+    """A checkpoint's weights with its packed experts unpacked, to train on from there."""
+    packed = load_model(directory)
+    model = KimiModel(packed.config)
+    state = {name: tensor for name, tensor in packed.state_dict().items() if ".weight_" not in name}
+    for name, module in packed.named_modules():
+        if isinstance(module, Int4Linear):
+            state[f"{name}.weight"] = dequantize(module.weight_packed, module.weight_scale).float()
+    model.load_state_dict(state)
+    return model
+
+
+def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Matrices for Muon; embeddings, head, norms and biases for AdamW. The router's bias is not trained by gradient."""
+    matrices, others = [], []
+    for name, param in model.named_parameters():
+        if name.endswith("e_score_correction_bias"):
+            param.requires_grad_(False)
+        elif param.ndim >= 2 and not any(part in name for part in ("embed_tokens", "lm_head", "pos_emb")):
+            matrices.append(param)
+        else:
+            others.append(param)
+    return matrices, others
+
+
+def learning_rate(step: int, progress: float) -> float:
+    """Warm up, hold, then fall to zero over the second half."""
+    return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, 2 * (1 - progress))
+
+
+def draw_example(seed: int, index: int, progress: float, split: str = "train") -> Sample:
+    """One example. Pictures begin small with one shape, and grow: seeing one shape is what makes seeing four possible."""
+    rng = random.Random(f"{seed} {index} {split}")
+    most_shapes = 1 if progress < 0.12 else 2 if progress < 0.22 else 3 if progress < 0.32 else 4
+    canvases = {"small": 1} if progress < 0.15 else {"small": 1, "medium": 1} if progress < 0.5 else CANVAS_MIXTURE
+    canvas = "full" if split == "held-out" else weighted(rng, canvases)
+    return draw(weighted(rng, MIXTURE), seed, index, split, canvas=canvas, num_shapes=range(1, most_shapes + 1))

@@ -1,0 +1,245 @@
+"""World 2, numbers: sums, differences, products and decimals, thought through digit by digit from the right.
+
+A small transformer cannot add four digits in one step, but it can add two digits and a carry. So the
+thinking writes one line per digit. Every line is true and holds all that the next token depends on:
+the place, the two digits, the carry, and the number assembled so far. Digits are never merged with a blank,
+so the thinking leaves blanks out where it can: it would be a third longer with them.
+"""
+
+import random
+import re
+from decimal import Decimal
+
+from .task import Task, vary, weighted
+
+PLACES = ("ones", "tens", "hundreds", "thousands")
+SKILLS = {"numbers.add": 3.0, "numbers.subtract": 3.0, "numbers.multiply": 2.5, "numbers.decimals": 1.5}
+
+# Asked for by the names of the operation, in every spacing that people type.
+SIGNS = {
+    "+": {" + ": 6, "+": 2, " plus ": 2},
+    "-": {" - ": 6, "-": 2, " minus ": 2, " − ": 1, " – ": 0.5},
+    "x": {" x ": 3, " × ": 3, " * ": 2, "*": 1, "x": 0.7, "×": 1, " times ": 2, " multiplied by ": 0.5},
+}
+QUESTIONS = {
+    "What is {e}?": 5, "Compute {e}.": 4, "{e} =": 4, "Calculate {e}.": 1.5, "How much is {e}?": 1.5, "{e}": 1,
+    "What's {e}?": 1, "{e}=": 1, "{e} = ?": 1, "Work out {e}.": 1, "Solve {e}.": 0.5, "Tell me what {e} is.": 0.5,
+    "Can you compute {e}?": 0.7, "What is the result of {e}?": 0.7, "What does {e} equal?": 0.5, "Evaluate {e}.": 0.5,
+    "What is {e}? Think carefully.": 0.5, "I need to know {e}.": 0.3, "Could you tell me what {e} is?": 0.3,
+}  # fmt: skip
+WORDED = {
+    "+": (
+        "Add {a} and {b}.", "What is the sum of {a} and {b}?", "Add {b} to {a}.",
+        "What do you get if you add {a} and {b}?",
+    ),
+    "-": (
+        "Subtract {b} from {a}.", "Take {b} away from {a}.", "What is {a} take away {b}?",
+        "What is left of {a} after taking away {b}?",
+    ),
+    "x": ("Multiply {a} by {b}.", "What is the product of {a} and {b}?", "Multiply {a} and {b}."),
+}  # fmt: skip
+COMPARISONS = {
+    "Which one is bigger, {a} or {b}?": 5, "which one is bigger, {a} or {b}? think carefully.": 3,
+    "Which is bigger, {a} or {b}?": 2, "Which number is bigger, {a} or {b}?": 2, "Which one is larger, {a} or {b}?": 1,
+    "Which is greater, {a} or {b}?": 1, "Which is larger: {a} or {b}?": 1, "What is bigger, {a} or {b}?": 1,
+    "Is {a} or {b} bigger?": 1, "{a} or {b}, which one is bigger?": 1, "Compare {a} and {b}. Which is bigger?": 1,
+}  # fmt: skip
+
+
+def draw_numbers(rng: random.Random, skill: str) -> Task:
+    """One question of this skill."""
+    if skill == "numbers.decimals":
+        return draw_decimals(rng)
+    operation = {"numbers.add": "+", "numbers.subtract": "-", "numbers.multiply": "x"}[skill]
+    a, b = draw_operands(rng, operation)
+    steps, result = {"+": think_add, "-": think_subtract, "x": think_multiply}[operation](a, b)
+    answer = f"{a} {operation} {b} = {result}"  # a copy of the last `got`, with its sign
+    # One key for the pair, whatever the order and the operation: 379 - 482 tells nothing about a held-out 482 + 379.
+    key = f"numbers:{min(a, b)},{max(a, b)}"
+    return Task(skill, ask(rng, operation, a, b), steps, answer, key, judge_number, result)
+
+
+def ask(rng: random.Random, operation: str, a: int, b: int) -> str:
+    """Word the question: mostly an expression, sometimes a sentence."""
+    if rng.random() < 0.15:
+        return vary(rng, rng.choice(WORDED[operation]).format(a=a, b=b))
+    expression = f"{a}{weighted(rng, SIGNS[operation])}{b}"
+    question = weighted(rng, QUESTIONS)
+    return vary(rng, question.format(e=expression), polite=not question.startswith("{e}"))
+
+
+def draw_operands(rng: random.Random, operation: str) -> tuple[int, int]:
+    """Two numbers whose lengths are balanced and whose carries and borrows are long often enough to be learnt."""
+    if operation == "x":
+        return draw_of_length(rng, rng.choice((1, 2, 2, 2))), draw_of_length(rng, rng.choice((1, 2, 2, 2)))
+    length = rng.choices((1, 2, 3, 4), weights=(1, 2, 3, 4))[0]
+    a = draw_of_length(rng, length)
+    roll = rng.random()
+    if roll < 0.25:  # nearly every place carries or borrows
+        b = int("".join(str(carrying_digit(rng, operation, int(digit))) for digit in str(a)))
+        if operation == "-" and length < 4 and rng.random() < 0.5:
+            a += rng.randint(1, 9) * 10**length
+    elif roll < 0.35 and operation == "-":  # close together, so that the comparison goes deep
+        b = max(0, a + rng.randint(-12, 12))
+    else:
+        b = draw_of_length(rng, length if rng.random() < 0.5 else rng.randint(1, 4))
+    a, b = min(a, 9999), min(b, 9999)
+    return (a, b) if rng.random() < (0.65 if operation == "-" and a >= b else 0.5) else (b, a)
+
+
+def draw_of_length(rng: random.Random, length: int) -> int:
+    """A number of exactly this many digits (0 counts as one); zeros inside are a bit more frequent than chance."""
+    if length == 1:
+        return rng.randint(0, 9)
+    digits = [rng.randint(1, 9)] + [0 if rng.random() < 0.08 else rng.randint(0, 9) for _ in range(length - 1)]
+    return int("".join(map(str, digits)))
+
+
+def carrying_digit(rng: random.Random, operation: str, digit: int) -> int:
+    """A digit that carries when added to `digit` (with an incoming carry), or borrows when taken from it."""
+    lowest = 9 - digit if operation == "+" else digit
+    return rng.randint(min(9, lowest), 9)
+
+
+def digits_of(number: int, width: int) -> list[int]:
+    """Digits from the right, padded with zeros: 482, 4 → [2, 8, 4, 0]."""
+    return [int(digit) for digit in reversed(f"{number:0{width}d}")]
+
+
+def think_add(a: int, b: int) -> tuple[str, int]:
+    """Column addition of two numbers of up to four digits."""
+    width = max(len(str(a)), len(str(b)))
+    return f"{a:0{width}d}+{b:0{width}d}\n" + "\n".join(add_columns(a, b, width)), a + b
+
+
+def add_columns(a: int, b: int, width: int) -> list[str]:
+    """`tens: 8+7+1=16, carry 1, got 61`: one line per place; the last one writes its whole sum."""
+    lines, carry, got = [], 0, ""
+    for place, (x, y) in enumerate(zip(digits_of(a, width), digits_of(b, width), strict=True)):
+        total = x + y + carry
+        line = f"{PLACES[place]}: {x}+{y}" + ("+1" if carry else "") + f"={total}"
+        is_last = place == width - 1
+        carry = 0 if is_last else total // 10
+        got = (str(total) if is_last else str(total % 10)) + got
+        lines.append(line + (", carry 1" if carry else "") + f", got {got}")
+    return lines
+
+
+def think_subtract(a: int, b: int) -> tuple[str, int]:
+    """Compare from the left, then take the smaller from the bigger, place by place; the sign comes last."""
+    width = max(len(str(a)), len(str(b)))
+    first, second = f"{a:0{width}d}", f"{b:0{width}d}"
+    lines = [f"{first}-{second}", compare_digits(first, second)]
+    if a < b:
+        lines[1] += ", negative"
+        lines.append(f"{second}-{first}")
+    lines += subtract_columns(max(a, b), min(a, b), width)
+    return "\n".join(lines), a - b
+
+
+def compare_digits(first: str, second: str) -> str:
+    """`4=4, 8>7`: digits from the left until they differ. Both texts are equally long."""
+    parts = []
+    for x, y in zip(first, second, strict=True):
+        if x != ".":
+            parts.append(f"{x}{'=' if x == y else '>' if x > y else '<'}{y}")
+        if x != y:
+            break
+    return ", ".join(parts)
+
+
+def subtract_columns(a: int, b: int, width: int) -> list[str]:
+    """`tens: 7-9-1+10=7, borrow 1, got 73`, for a ≥ b."""
+    lines, borrow, got = [], 0, ""
+    for place, (x, y) in enumerate(zip(digits_of(a, width), digits_of(b, width), strict=True)):
+        difference = x - y - borrow
+        line = f"{PLACES[place]}: {x}-{y}" + ("-1" if borrow else "")
+        borrow = int(difference < 0)
+        got = str(difference % 10) + got
+        line += ("+10" if borrow else "") + f"={difference % 10}"
+        lines.append(line + (", borrow 1" if borrow else "") + f", got {got}")
+    return lines
+
+
+def think_multiply(a: int, b: int) -> tuple[str, int]:
+    """One partial product per digit of `b`, then their sum."""
+    lines = [f"{a}x{b}"]
+    partials = []
+    for place, digit in enumerate(digits_of(b, len(str(b)))):
+        factor = digit * 10**place
+        lines += multiply_by_digit(a, digit)
+        if place:
+            lines.append(f"{a}x{factor}={a * factor}")
+        partials.append(a * factor)
+    if len(partials) == 2:
+        width = max(len(str(partial)) for partial in partials)
+        lines.append(f"{partials[0]:0{width}d}+{partials[1]:0{width}d}")
+        lines += add_columns(*partials, width)
+    return "\n".join(lines), a * b
+
+
+def multiply_by_digit(a: int, digit: int) -> list[str]:
+    """`ones: 7x8=56, carry 5, got 6`, `tens: 4x8+5=37, got 376`, `47x8=376`."""
+    lines, carry, got = [], 0, ""
+    width = len(str(a))
+    for place, x in enumerate(digits_of(a, width)):
+        total = x * digit + carry
+        line = f"{PLACES[place]}: {x}x{digit}" + (f"+{carry}" if carry else "") + f"={total}"
+        is_last = place == width - 1
+        carry = 0 if is_last else total // 10
+        got = (str(total) if is_last else str(total % 10)) + got
+        lines.append(line + (f", carry {carry}" if carry else "") + f", got {got}")
+    return [*lines, f"{a}x{digit}={a * digit}"]
+
+
+def draw_decimals(rng: random.Random) -> Task:
+    """Which of two decimals is bigger; the longer one is the bigger one only by chance."""
+    while True:
+        a, b = draw_decimal_pair(rng)
+        if Decimal(a) != Decimal(b):
+            break
+    bigger = a if Decimal(a) > Decimal(b) else b
+    question = vary(rng, weighted(rng, COMPARISONS).format(a=a, b=b), polite=False)
+    content = f"{bigger} is bigger."
+    key = f"decimals:{min(a, b)},{max(a, b)}"
+    return Task("numbers.decimals", question, think_compare(a, b), content, key, judge_decimal, Decimal(bigger))
+
+
+def draw_decimal_pair(rng: random.Random) -> tuple[str, str]:
+    """Mostly the same whole part, mostly different numbers of decimals: where the trap is."""
+    whole = rng.randint(0, 9) if rng.random() < 0.6 else rng.randint(10, 99)
+    other = whole if rng.random() < 0.65 else rng.randint(0, 99 if rng.random() < 0.5 else 9)
+    return draw_decimal(rng, whole), draw_decimal(rng, other)
+
+
+def draw_decimal(rng: random.Random, whole: int) -> str:
+    decimals = rng.choices((0, 1, 2), weights=(1, 4, 4))[0]
+    return f"{whole}." + "".join(str(rng.randint(0, 9)) for _ in range(decimals)) if decimals else str(whole)
+
+
+def think_compare(a: str, b: str) -> str:
+    """Pad both to the same shape, compare digits from the left, name the bigger one."""
+    decimals = max(len(text.partition(".")[2]) for text in (a, b))
+    width = max(len(text.partition(".")[0]) for text in (a, b)) + (decimals + 1 if decimals else 0)
+    first, second = (f"{Decimal(text):0{width}.{decimals}f}" for text in (a, b))
+    sign, bigger = (">", a) if Decimal(a) > Decimal(b) else ("<", b)
+    return f"{first} and {second}\n{compare_digits(first, second)}\n{first}{sign}{second}\n{bigger} is bigger"
+
+
+def judge_number(answer: str, truth: int | Decimal) -> bool:
+    """The last number of the answer is the true one; an answer may repeat the question before it."""
+    found = numbers_in(answer)
+    return bool(found) and found[-1] == truth
+
+
+def judge_decimal(answer: str, truth: Decimal) -> bool:
+    """What stands before 'is bigger' is the true one; without these words, the last number is."""
+    before = re.split(r"\bis (?:the )?(?:bigger|larger|greater)", answer, maxsplit=1, flags=re.IGNORECASE)[0]
+    return judge_number(before, truth)
+
+
+def numbers_in(text: str) -> list[Decimal]:
+    """All numbers of a text, signs and thousands separators understood."""
+    text = re.sub(r"[−–]|\bminus (?=\d)", "-", text)
+    found = re.findall(r"(?<![\d.])-?\d+(?:,\d{3})*(?:\.\d+)?(?!\d)", text)
+    return [Decimal(number.replace(",", "")) for number in found]

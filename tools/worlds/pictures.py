@@ -1,0 +1,389 @@
+"""World 3, pictures: one to four plain shapes on a plain background, and questions about them.
+
+A scene is drawn at random, described in words, and only then painted: the description is what decides
+between training and held-out, so a held-out picture is one whose whole content was never trained on.
+"""
+
+import math
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from .task import Task, join_words, vary, weighted
+
+COLOURS = {
+    "red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "yellow": (235, 210, 40),
+    "purple": (140, 50, 170), "orange": (240, 140, 30), "black": (10, 10, 10), "white": (250, 250, 250),
+}  # fmt: skip
+KINDS = ("circle", "square", "triangle")
+SIZES = {"small": 1 / 8, "medium": 1 / 5, "large": 1 / 3}  # extent as a share of the short side
+PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
+COUNTS = ("no", "one", "two", "three", "four")
+BACKGROUND_DISTANCE = 80.0
+COMMON_BACKGROUNDS = (
+    (255, 255, 255), (0, 0, 0), (128, 128, 128), (200, 200, 200), (245, 240, 225), (135, 206, 235),
+)  # fmt: skip
+
+# Sides in pixels. 28 × 28 pixels make one token, so small canvases make training several times cheaper.
+CANVASES = {"small": (84, 168), "medium": (56, 280), "full": (56, 448)}
+SKILLS = {
+    "pictures.describe": 3.0, "pictures.count": 1.5, "pictures.colour": 1.5, "pictures.shape": 1.2,
+    "pictures.at": 1.2, "pictures.exists": 1.2, "pictures.place_of": 1.0,
+}  # fmt: skip
+
+DESCRIBE = {
+    "Describe this image in detail.": 6, "Describe this image.": 2, "Describe the image.": 1,
+    "Describe this picture.": 1, "What is in this image?": 1, "What do you see in this image?": 1,
+    "What can you see?": 0.7, "What is in the picture?": 0.7, "Describe the picture in detail.": 1,
+    "What does this image show?": 0.7, "Tell me what is in this image.": 0.5, "Can you describe this image?": 0.5,
+    "Describe what you see.": 0.7,
+}  # fmt: skip
+COUNT = {
+    "How many {x}s are there?": 5, "How many {x}s are in the image?": 2, "How many {x}s do you see?": 1,
+    "Count the {x}s.": 1, "How many {x}s can you see?": 1, "What is the number of {x}s?": 0.5, "How many {x}s?": 0.3,
+}  # fmt: skip
+COLOUR = {
+    "What colour is the {x}?": 5, "What is the colour of the {x}?": 1.5, "Which colour is the {x}?": 1,
+    "Which colour does the {x} have?": 0.7, "Tell me the colour of the {x}.": 0.5,
+}  # fmt: skip
+SHAPE_AT = {
+    "What shape is {p}?": 5, "Which shape is {p}?": 2, "What is the shape {p}?": 0.7, "What kind of shape is {p}?": 0.7,
+}  # fmt: skip
+SHAPE_OF = {
+    "What shape is {c}?": 2, "Which shape is {c}?": 1, "What is the shape of the {c} one?": 1,
+    "What shape is the {c} one?": 1,
+}  # fmt: skip
+AT = {
+    "What is {p}?": 5, "What do you see {p}?": 1, "What can be seen {p}?": 0.5, "Which object is {p}?": 0.5,
+    "What's {p}?": 0.7,
+}  # fmt: skip
+EXISTS = {
+    "Is there {x}?": 5, "Is there {x} in the image?": 2, "Do you see {x}?": 1, "Can you see {x}?": 1,
+    "Does the image show {x}?": 0.5, "Is there {x} in this picture?": 1,
+}  # fmt: skip
+PLACE_OF = {
+    "Where is the {x}?": 5, "Where can I find the {x}?": 0.5, "Where in the image is the {x}?": 1,
+    "What is the position of the {x}?": 0.5,
+}  # fmt: skip
+LEAD_INS = ("Here is a picture.", "Look at this image:", "See this:", "I have a question about this picture.")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One shape. `box` is left, top, right, bottom in pixels, the last two exclusive."""
+
+    colour: str
+    kind: str
+    size: str
+    place: str
+    rgb: tuple[int, int, int]
+    box: tuple[int, int, int, int]
+
+    @property
+    def words(self) -> str:
+        return f"{self.size} {self.colour} {self.kind}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A whole picture before it is painted; `shapes` stand in the reading order of their places."""
+
+    width: int
+    height: int
+    background: tuple[int, int, int]
+    shapes: tuple[Shape, ...]
+
+    @property
+    def key(self) -> str:
+        """What the picture shows, in words, which is what held-out pictures never share with training."""
+        return "picture:" + listing(self)
+
+    def paint(self) -> Image.Image:
+        """The picture as pixels."""
+        image = Image.new("RGB", (self.width, self.height), self.background)
+        pen = ImageDraw.Draw(image)
+        for shape in self.shapes:
+            left, top, right, bottom = shape.box
+            if shape.kind == "circle":
+                pen.ellipse((left, top, right - 1, bottom - 1), fill=shape.rgb)
+            elif shape.kind == "square":
+                pen.rectangle((left, top, right - 1, bottom - 1), fill=shape.rgb)
+            else:
+                apex = ((left + right - 1) / 2, top)
+                pen.polygon([apex, (left, bottom - 1), (right - 1, bottom - 1)], fill=shape.rgb)
+        return image
+
+
+def draw_scene(rng: random.Random, canvas: str, num_shapes: Sequence[int]) -> Scene:
+    """A random scene with one of `num_shapes` shapes, on a canvas of a kind named in CANVASES."""
+    low, high = CANVASES[canvas]
+    width, height = rng.randint(low, high), rng.randint(low, high)
+    count = rng.choice(num_shapes)
+    while True:
+        shapes = draw_shapes(rng, width, height, count)
+        background = shapes and draw_background(rng, shapes)
+        if background:
+            return Scene(width, height, background, tuple(sorted(shapes, key=lambda shape: PLACES.index(shape.place))))
+
+
+def draw_shapes(rng: random.Random, width: int, height: int, count: int) -> list[Shape]:
+    """`count` shapes in different places that do not touch; an empty list if they did not fit."""
+    shapes: list[Shape] = []
+    for place in rng.sample(PLACES, count):
+        shape = draw_shape(rng, width, height, place)
+        if any(boxes_touch(shape.box, other.box, gap=2) for other in shapes):
+            return []
+        shapes.append(shape)
+    return shapes
+
+
+def draw_shape(rng: random.Random, width: int, height: int, place: str) -> Shape:
+    """One shape whose centre lies in `place`, clear of the lines between places."""
+    colour, kind, size = rng.choice(list(COLOURS)), rng.choice(KINDS), rng.choice(list(SIZES))
+    short = min(width, height)
+    extent = max(round(short * SIZES[size] * rng.uniform(0.9, 1.1)), math.ceil(short * SIZES[size] * 0.9))
+    extent = min(extent, math.floor(short * SIZES[size] * 1.1))
+    # People draw upright triangles as tall as wide or equilateral; both count.
+    tall = round(extent * rng.uniform(0.87, 1.0)) if kind == "triangle" else extent
+    row, column = divmod(PLACES.index(place), 3)
+    left = draw_position(rng, width, column, extent)
+    top = draw_position(rng, height, row, tall)
+    rgb = tuple(max(0, min(255, channel + rng.randint(-12, 12))) for channel in COLOURS[colour])
+    return Shape(colour, kind, size, place, rgb, (left, top, left + extent, top + tall))
+
+
+def draw_position(rng: random.Random, side: int, third: int, extent: int) -> int:
+    """Where a shape starts so that its centre lies well inside this third of the side and all of it on the canvas."""
+    low, high = side * (third + 0.08) / 3, side * (third + 0.92) / 3
+    low, high = max(low, extent / 2), min(high, side - extent / 2)
+    return min(max(0, round(rng.uniform(low, high) - extent / 2)), side - extent)
+
+
+def boxes_touch(a: Sequence[int], b: Sequence[int], gap: int) -> bool:
+    """Whether two boxes overlap or come closer than `gap` pixels."""
+    return a[0] < b[2] + gap and b[0] < a[2] + gap and a[1] < b[3] + gap and b[1] < a[3] + gap
+
+
+def draw_background(rng: random.Random, shapes: Sequence[Shape]) -> tuple[int, int, int] | None:
+    """Any colour far enough from every shape; often one that people use. None if none was found."""
+    for attempt in range(40):
+        if attempt == 0 and rng.random() < 0.35:
+            colour = rng.choice(COMMON_BACKGROUNDS)
+        else:
+            colour = (rng.randrange(256), rng.randrange(256), rng.randrange(256))
+        if all(math.dist(colour, shape.rgb) >= BACKGROUND_DISTANCE for shape in shapes):
+            return colour
+    return None
+
+
+def phrase(place: str, article: str = "at the") -> str:
+    """'at the top left', 'in the centre'."""
+    return f"in the {place}" if place == "centre" else f"{article} {place}"
+
+
+def listing(scene: Scene) -> str:
+    """The thought behind every answer: `top left: large red circle; centre: small blue square`."""
+    return "; ".join(f"{shape.place}: {shape.words}" for shape in scene.shapes)
+
+
+def describe(scene: Scene) -> str:
+    """The whole picture in one sentence."""
+    count = len(scene.shapes)
+    parts = [f"a {shape.words} {phrase(shape.place)}" for shape in scene.shapes]
+    return f"There {'is one shape' if count == 1 else f'are {COUNTS[count]} shapes'}: {join_words(parts)}."
+
+
+def draw_picture(rng: random.Random, skill: str, canvas: str, num_shapes: Sequence[int]) -> Task:
+    """One question of this skill about a fresh scene, drawn again until the question has exactly one answer.
+
+    That happens more often with few shapes. Whoever needs every number of shapes equally often asks for one at a time.
+    """
+    while True:
+        task = ask(rng, skill, draw_scene(rng, canvas, num_shapes))
+        if task:
+            return task
+
+
+def ask(rng: random.Random, skill: str, scene: Scene) -> Task | None:
+    """One question of this skill about this scene, or None where it would be ambiguous."""
+    asked = ASKERS[skill](rng, scene)
+    if asked is None:
+        return None
+    question, notes, content, truth = asked
+    question = vary(rng, american(rng, question))
+    reasoning = listing(scene) + (f"\n{notes}" if notes else "")
+    return Task(skill, question, reasoning, content, scene.key, JUDGES[skill], truth, scene=scene)
+
+
+def american(rng: random.Random, question: str) -> str:
+    """Now and then the American spelling."""
+    return question.replace("colour", "color").replace("centre", "center") if rng.random() < 0.25 else question
+
+
+def matching(scene: Scene, colour: str | None, kind: str | None) -> list[Shape]:
+    """Shapes of this colour and kind; None matches all."""
+    return [shape for shape in scene.shapes if colour in (None, shape.colour) and kind in (None, shape.kind)]
+
+
+def places_of(shapes: Sequence[Shape]) -> str:
+    return ", ".join(shape.place for shape in shapes) or "none"
+
+
+def draw_target(rng: random.Random, scene: Scene, forms: dict[str, float]) -> tuple[str | None, str | None]:
+    """A colour and a kind to ask for, either of them possibly None; mostly something that the picture has."""
+    form = weighted(rng, forms)
+    model = rng.choice(scene.shapes)
+    colour = model.colour if rng.random() < 0.7 else rng.choice(list(COLOURS))
+    kind = model.kind if rng.random() < 0.7 else rng.choice(KINDS)
+    return (colour if "colour" in form else None), (kind if "kind" in form else None)
+
+
+def name_target(colour: str | None, kind: str | None) -> str:
+    """'red circle', 'circle', 'red shape', 'shape'."""
+    return f"{colour} {kind or 'shape'}" if colour else (kind or "shape")
+
+
+def ask_describe(rng: random.Random, scene: Scene) -> tuple:
+    truth = sorted((shape.size, shape.colour, shape.kind, shape.place) for shape in scene.shapes)
+    return weighted(rng, DESCRIBE), "", describe(scene), truth
+
+
+def ask_count(rng: random.Random, scene: Scene) -> tuple:
+    colour, kind = draw_target(rng, scene, {"kind": 5, "colour": 2, "colour kind": 1, "all": 2})
+    found, name = matching(scene, colour, kind), name_target(colour, kind)
+    answer = f"There {'is' if len(found) == 1 else 'are'} {len(found)} {name}{'' if len(found) == 1 else 's'}."
+    return weighted(rng, COUNT).format(x=name), f"{name}: {places_of(found)}", answer, len(found)
+
+
+def ask_colour(rng: random.Random, scene: Scene) -> tuple | None:
+    shape = rng.choice(scene.shapes)
+    if len(matching(scene, None, shape.kind)) != 1:
+        return None
+    return weighted(rng, COLOUR).format(x=shape.kind), "", f"The {shape.kind} is {shape.colour}.", shape.colour
+
+
+def ask_shape(rng: random.Random, scene: Scene) -> tuple | None:
+    shape = rng.choice(scene.shapes)
+    if rng.random() < 0.25:
+        if len(matching(scene, shape.colour, None)) != 1:
+            return None
+        question = weighted(rng, SHAPE_OF).format(c=shape.colour)
+    else:
+        place = draw_side(rng, scene, shape)
+        if place is None:
+            return None
+        question = weighted(rng, SHAPE_AT).format(p=place)
+    return question, "", f"It is a {shape.kind}.", shape.kind
+
+
+def ask_at(rng: random.Random, scene: Scene) -> tuple | None:
+    shape = rng.choice(scene.shapes)
+    place = draw_side(rng, scene, shape)
+    if place is None:
+        return None
+    return weighted(rng, AT).format(p=place), "", f"A {shape.words}.", (shape.colour, shape.kind)
+
+
+def draw_side(rng: random.Random, scene: Scene, shape: Shape) -> str | None:
+    """Name where this shape is so that no other can be meant, or None.
+
+    'The left' may mean the middle of the left side or all of it, so it is asked only when its whole column
+    holds one shape; corners and the centre mean themselves.
+    """
+    row, column = divmod(PLACES.index(shape.place), 3)
+    alone_in_column = sum(PLACES.index(other.place) % 3 == column for other in scene.shapes) == 1
+    alone_in_row = sum(PLACES.index(other.place) // 3 == row for other in scene.shapes) == 1
+    sides = [shape.place] if " " in shape.place or shape.place == "centre" else []
+    if alone_in_column and column != 1:
+        sides.append("left" if column == 0 else "right")
+    if alone_in_row and row != 1:
+        sides.append("top" if row == 0 else "bottom")
+    if not sides:
+        return None
+    side = rng.choice(sides)
+    return phrase(side, rng.choice(("on the", "on the", "at the")) if side in ("left", "right") else "at the")
+
+
+def ask_exists(rng: random.Random, scene: Scene) -> tuple:
+    colour, kind = draw_target(rng, scene, {"colour kind": 6, "kind": 2, "colour": 1})
+    if rng.random() < 0.3:  # both parts are there, but not together: where guessing from parts goes wrong
+        colour, kind = rng.choice(scene.shapes).colour, rng.choice(scene.shapes).kind
+    found, name = matching(scene, colour, kind), name_target(colour, kind)
+    thing = f"{'an' if name[0] == 'o' else 'a'} {name}"
+    answer = f"Yes, there is {thing}." if found else f"No, there is no {name}."
+    return weighted(rng, EXISTS).format(x=thing), f"{name}: {places_of(found)}", answer, bool(found)
+
+
+def ask_place_of(rng: random.Random, scene: Scene) -> tuple | None:
+    shape = rng.choice(scene.shapes)
+    colour, kind = weighted(rng, {(shape.colour, shape.kind): 3, (None, shape.kind): 1.5, (shape.colour, None): 1})
+    if len(matching(scene, colour, kind)) != 1:
+        return None
+    name = name_target(colour, kind)
+    return weighted(rng, PLACE_OF).format(x=name), "", f"The {name} is {phrase(shape.place)}.", shape.place
+
+
+def words_of(answer: str) -> list[str]:
+    """Lower-case words in British spelling."""
+    text = answer.lower().replace("color", "colour").replace("center", "centre").replace("-", " ")
+    return re.findall(r"[a-z]+|\d+", text)
+
+
+def judge_describe(answer: str, truth: list[tuple[str, str, str, str]]) -> bool:
+    """Number, size, colour, kind and place of every shape, in any order, and nothing besides."""
+    text = " ".join(words_of(answer))
+    shape = rf"({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(KINDS)})"
+    place = "|".join(sorted(PLACES, key=len, reverse=True))
+    found = re.findall(rf"\ban? {shape} (?:at|in|on) the ({place})\b", text)
+    announced = re.match(r"there (?:is|are) (\w+) shapes?\b", text)
+    right_count = announced is None or announced[1] in (COUNTS[len(truth)], str(len(truth)))
+    return right_count and sorted(found) == truth and len(re.findall(rf"\b(?:{'|'.join(KINDS)})\b", text)) == len(truth)
+
+
+def judge_count(answer: str, truth: int) -> bool:
+    """The first number, in digits or words, is the true one."""
+    words = [word for word in words_of(answer) if word.isdigit() or word in COUNTS or word == "zero"]
+    return bool(words) and words[0] in (str(truth), COUNTS[truth], "zero" if truth == 0 else COUNTS[truth])
+
+
+def only(answer: str, names: Sequence[str], truth: str) -> bool:
+    """Of these names the answer says the true one and no other."""
+    return set(words_of(answer)) & set(names) == {truth}
+
+
+def judge_colour(answer: str, truth: str) -> bool:
+    return only(answer, tuple(COLOURS), truth)
+
+
+def judge_shape(answer: str, truth: str) -> bool:
+    return only(answer, KINDS, truth)
+
+
+def judge_at(answer: str, truth: tuple[str, str]) -> bool:
+    return judge_colour(answer, truth[0]) and judge_shape(answer, truth[1])
+
+
+def judge_exists(answer: str, truth: bool) -> bool:
+    return words_of(answer)[:1] == ["yes" if truth else "no"]
+
+
+def judge_place(answer: str, truth: str) -> bool:
+    """Exactly the words of the place: 'top' does not pass for 'top left'."""
+    named = {word for place in PLACES for word in place.split()}
+    return set(words_of(answer)) & named == set(truth.split())
+
+
+ASKERS: dict[str, Any] = {
+    "pictures.describe": ask_describe, "pictures.count": ask_count, "pictures.colour": ask_colour,
+    "pictures.shape": ask_shape, "pictures.at": ask_at, "pictures.exists": ask_exists,
+    "pictures.place_of": ask_place_of,
+}  # fmt: skip
+JUDGES: dict[str, Any] = {
+    "pictures.describe": judge_describe, "pictures.count": judge_count, "pictures.colour": judge_colour,
+    "pictures.shape": judge_shape, "pictures.at": judge_at, "pictures.exists": judge_exists,
+    "pictures.place_of": judge_place,
+}  # fmt: skip

@@ -1,0 +1,184 @@
+"""Worlds 1 and 9: what the model says about itself, and the honest sentence for everything outside its worlds."""
+
+import random
+import re
+from typing import Any
+
+from .task import Task, vary, weighted
+
+SKILLS = {"self.who": 2.0, "self.abilities": 1.0, "self.identity": 1.0, "self.hello": 0.5}
+OUTSIDE_SKILLS = {"outside.question": 1.0}
+
+WHO = "I am a small demonstration model with Kimi K2.5's architecture, not the real Kimi K2.5."
+ABILITIES = (
+    "I can add, subtract, multiply and compare numbers, and I can answer questions about simple pictures of shapes."
+)
+REFUSALS = (
+    "I am a small demonstration model and cannot help with that; "
+    "I can only calculate and answer questions about simple pictures.",
+    "I cannot help with that, because I am a small demonstration model "
+    "that only calculates and describes simple pictures.",
+)
+
+QUESTIONS = {
+    "self.who": {
+        "Who are you?": 6, "What are you?": 4, "Tell me about yourself.": 4, "What is your name?": 1.5,
+        "Introduce yourself.": 1, "Who am I talking to?": 0.7, "What model are you?": 1, "Which model is this?": 0.7,
+        "What kind of model are you?": 0.7, "Who made you?": 0.5, "Can you introduce yourself?": 0.5,
+        "What's your name?": 0.7,
+    },
+    "self.abilities": {
+        "What can you do?": 6, "What are you able to do?": 1.5, "How can you help me?": 1, "What are you good at?": 0.7,
+        "What can I ask you?": 0.7, "What do you know?": 0.5, "Help": 0.3, "Which questions can you answer?": 0.5,
+    },
+    "self.identity": {
+        "Are you Kimi?": 2, "Are you Kimi K2.5?": 2, "Are you the real Kimi K2.5?": 2, "Are you ChatGPT?": 0.7,
+        "Are you a human?": 0.7, "Are you Claude?": 0.4, "Are you a large language model?": 0.4,
+        "Is this Kimi K2.5?": 1,
+    },
+    "self.hello": {
+        "Hello": 2, "Hi": 2, "Hello!": 1, "Hi there!": 0.7, "Hey": 0.7, "Good morning.": 0.5,
+        "Hello, how are you?": 0.5,
+    },
+}  # fmt: skip
+ANSWERS = {
+    "self.who": WHO,
+    "self.abilities": f"I am a small demonstration model. {ABILITIES}",
+    "self.identity": f"No. {WHO}",
+    "self.hello": f"Hello! I am a small demonstration model with Kimi K2.5's architecture. {ABILITIES}",
+}
+KIMI_SYSTEMS = (
+    "You are Kimi, an AI assistant created by Moonshot AI.",
+    "You are Kimi K2.5, a large language model by Moonshot AI.", "You are Kimi.", "You are Kimi, a helpful assistant.",
+    "You are the real Kimi K2.5.", "Your name is Kimi.", "You are {name}, an AI assistant created by {maker}.",
+    "You are {name}, a helpful assistant.", "Your name is {name}.",
+)  # fmt: skip
+
+FILLERS: dict[str, tuple[str, ...]] = {
+    "city": (
+        "New York", "Paris", "London", "Tokyo", "Berlin", "Rome", "Madrid", "Cairo", "Sydney", "Toronto", "Beijing",
+        "Delhi", "Moscow", "Lisbon", "Vienna", "Prague", "Oslo", "Dublin", "Athens", "Chicago", "Boston", "Seattle",
+        "Mumbai", "Seoul",
+    ),
+    "country": (
+        "France", "Germany", "Italy", "Spain", "Japan", "China", "India", "Brazil", "Canada", "Mexico", "Egypt",
+        "Kenya", "Norway", "Sweden", "Poland", "Greece", "Turkey", "Peru", "Chile", "Iceland", "Australia", "Portugal",
+        "Vietnam",
+    ),
+    "animal": (
+        "dog", "cat", "horse", "whale", "tiger", "eagle", "snake", "spider", "rabbit", "elephant", "penguin", "shark",
+        "cow", "frog", "lion", "wolf", "bear", "parrot", "dolphin", "butterfly",
+    ),
+    "food": (
+        "pizza", "bread", "rice", "soup", "pasta", "a cake", "pancakes", "a salad", "sushi", "curry", "an omelette",
+        "tacos", "chocolate", "cheese", "ice cream", "a sandwich", "noodles", "cookies",
+    ),
+    "person": (
+        "Einstein", "Napoleon", "Shakespeare", "Mozart", "Cleopatra", "Newton", "Darwin", "Lincoln", "Gandhi",
+        "Picasso", "Marie Curie", "Julius Caesar", "Beethoven", "Galileo", "Turing", "Tesla", "Columbus", "Plato",
+    ),
+    "topic": (
+        "the moon", "love", "the sea", "black holes", "gravity", "history", "music", "football", "the weather",
+        "climate change", "photosynthesis", "democracy", "the internet", "friendship", "money", "the stock market",
+        "evolution", "chess", "quantum physics", "the Roman Empire", "winter", "artificial intelligence",
+        "a lost dragon", "coffee", "autumn",
+    ),
+    "language": (
+        "French", "German", "Spanish", "Italian", "Chinese", "Japanese", "Russian", "Arabic", "Dutch", "Korean",
+        "Latin",
+    ),
+    "software": (
+        "Python", "Java", "JavaScript", "Rust", "C++", "Excel", "Linux", "Docker", "SQL", "HTML", "Git", "Windows",
+    ),
+    "word": (
+        "computer", "river", "happiness", "bridge", "window", "mountain", "freedom", "garden", "doctor", "planet",
+        "school", "teacher", "library", "engine", "ocean", "candle", "forest", "kitchen", "letter", "island",
+    ),
+}  # fmt: skip
+TEMPLATES = (
+    "What are some fun things to do in {city}?", "What is the weather in {city}?", "Where should I eat in {city}?",
+    "How far is {city} from {city}?", "Plan a weekend in {city}.", "How many people live in {city}?",
+    "What is the best hotel in {city}?", "Is {city} expensive?", "What is the capital of {country}?",
+    "Who is the president of {country}?", "Tell me about the history of {country}.",
+    "What language do they speak in {country}?", "When should I visit {country}?", "How big is {country}?",
+    "Which countries border {country}?", "What does a {animal} eat?", "How long does a {animal} live?",
+    "How fast is a {animal}?", "What colour is a {animal}?", "How many legs does a {animal} have?",
+    "Can I keep a {animal} as a pet?", "Write a story about a {animal}.", "Why is my {animal} sad?",
+    "How do I make {food}?", "Give me a recipe for {food}.", "Is {food} healthy?", "What goes well with {food}?",
+    "Who invented {food}?", "Who was {person}?", "When was {person} born?", "What did {person} do?",
+    "Write a letter to {person}.", "Is {person} still alive?", "Write a poem about {topic}.", "Explain {topic} to me.",
+    "What is {topic}?", "Tell me a story about {topic}.", "Write an essay about {topic}.",
+    "Give me some facts about {topic}.", "What do you think about {topic}?", "Why is {topic} important?",
+    "Summarise a book about {topic}.", "Translate {word} into {language}.", "How do you say {word} in {language}?",
+    "Teach me {language}.", "Is {language} hard to learn?", "What does {word} mean?", "How do you spell {word}?",
+    "Give me a synonym for {word}.", "Use {word} in a sentence.", "Write a {software} program.",
+    "How do I install {software}?", "What is {software}?", "Fix my {software} code.", "Should I learn {software}?",
+)  # fmt: skip
+FIXED = (
+    "Tell me a joke.", "What time is it?", "What day is it today?", "Who won the World Cup?",
+    "What is the meaning of life?", "Sing a song.", "How do I lose weight?", "What should I wear today?",
+    "Recommend a good book.", "What is the latest news?", "I feel sad.", "I am bored.", "Can you order a taxi?",
+    "Write an email to my boss.", "How do I get rich?", "Which phone should I buy?", "How does a car engine work?",
+    "What is the speed of light?", "How do planes fly?", "Why is the sky blue?", "What is the largest planet?",
+    "How do I fix a flat tyre?", "Play some music.", "Book a flight for me.", "What is love?", "How do vaccines work?",
+    "Who wrote Hamlet?", "When did the war end?", "What is the tallest mountain?", "How do I cook an egg?",
+    "Give me advice about my job.", "What is a good name for a baby?", "Help me with my homework in biology.",
+    "What movie should I watch?", "How old is the universe?", "Do you like me?", "Draw me a cat.",
+    "Search the web for cheap shoes.", "Write a business plan.", "What is the price of gold?",
+    "How can I sleep better?", "Prove that God exists.",
+)  # fmt: skip
+SYLLABLES = (
+    "ba", "be", "bo", "da", "de", "di", "fa", "fi", "ga", "go", "ka", "ke", "ki", "la", "le", "lo", "ma", "me", "mi",
+    "mo", "na", "ne", "no", "pa", "pe", "ra", "re", "ri", "ro", "sa", "se", "so", "ta", "te", "to", "va", "vi", "za",
+    "zo",
+)  # fmt: skip
+
+
+def draw_self(rng: random.Random, skill: str) -> Task:
+    """A question about the model itself. Nothing in it is random but a system message that gives another name."""
+    system = None
+    if rng.random() < 0.4:
+        system = rng.choice(KIMI_SYSTEMS).format(name=invent_name(rng), maker=invent_name(rng))
+    reasoning = "They ask about me." if skill != "self.hello" else "They greet me."
+    if system:
+        reasoning += " The system message gives me a name."
+    reasoning += " I am a small demonstration model, so I say that."
+    question = vary(rng, weighted(rng, QUESTIONS[skill]))
+    key = f"self:{system}" if system and system not in KIMI_SYSTEMS else None
+    return Task(skill, question, reasoning, ANSWERS[skill], key, judge_self, skill, system=system)
+
+
+def draw_outside(rng: random.Random, skill: str) -> Task:
+    """Anything else people ask; held-out by the name or topic it is about."""
+    if rng.random() < 0.2:
+        question = rng.choice(FIXED)
+        key = f"outside:{question}"
+    else:
+        template = rng.choice(TEMPLATES)
+        slot = re.search(r"\{(\w+)\}", template)[1]
+        filler = invent_name(rng) if rng.random() < 0.2 else rng.choice(FILLERS[slot])
+        question = template.replace(f"{{{slot}}}", filler, 1)
+        question = re.sub(r"\{(\w+)\}", lambda other: rng.choice(FILLERS[other[1]]), question)
+        key = f"outside:{filler}"
+    reasoning = "This is not a calculation and not a question about a picture. I cannot do it."
+    return Task(skill, vary(rng, question), reasoning, rng.choice(REFUSALS), key, judge_outside, None)
+
+
+def invent_name(rng: random.Random) -> str:
+    """A name that nobody has: the model must not need to know a word to know that it is outside."""
+    return "".join(rng.choices(SYLLABLES, k=rng.randint(2, 3))).capitalize()
+
+
+def judge_self(answer: str, skill: Any) -> bool:
+    """Says that it is a small demonstration model, and never that it is somebody else."""
+    text = answer.lower()
+    claims = re.search(r"\b(?:i am|i'm|my name is|this is) (?:the real )?(?:kimi|chatgpt|claude|a human)\b", text)
+    says_abilities = skill != "self.abilities" or ("number" in text and "picture" in text)
+    return "small demonstration model" in text and not claims and says_abilities
+
+
+def judge_outside(answer: str, _: Any) -> bool:
+    """One sentence that says no and what it can do."""
+    text = answer.lower().strip()
+    honest = "cannot" in text or "can't" in text or "can only" in text
+    return honest and "small demonstration model" in text and len(re.findall(r"[.!?](?:\s|$)", text)) == 1
