@@ -14,7 +14,8 @@ from .norm import wide_dtype
 from .stages import stage
 
 # L patches of all media   l patches of one medium   M media   D vt_hidden_size   H heads   d head dimension
-# t frames   h rows   w columns   W vt_intermediate_size   q queries of one block   m merged tokens of all media
+# t frames   h rows   w columns   X numbers of one patch: 3 * 14 * 14   W vt_intermediate_size   q queries of one block
+# m merged tokens of all media
 
 QUERY_BLOCK = 1024  # patches scored at once: a picture of 17,856 patches never builds heads * 17,856 * 17,856 scores
 LAYER_NORM_EPS = 1e-5
@@ -46,7 +47,7 @@ class PatchEmbedding(nn.Module):
         self.pos_emb = PositionEmbedding(config)
 
     def forward(self, pixel_values: Tensor, grids: list[tuple[int, int, int]]) -> Tensor:
-        pixels = pixel_values.to(self.proj.weight.dtype).flatten(1)  # (L, pixels)
+        pixels = pixel_values.to(self.proj.weight.dtype).flatten(1)  # (L, X)
         patches = F.linear(pixels, self.proj.weight.flatten(1), self.proj.bias)  # (L, D)
         positions = torch.cat([self.pos_emb(t, h, w) for t, h, w in grids])  # (L, D)
         return patches + positions  # (L, D)

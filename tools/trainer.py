@@ -36,12 +36,13 @@ from tools.worlds.task import weighted
 PRESET = "kimi-k25-nano"
 STATE_FILE, CURVE_FILE = "training_state.pt", "training_curve.json"
 LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY = 2e-3, 20, 0.05
-EXAMPLES_PER_STEP = 64
+EXAMPLES_PER_STEP = 32
 MICRO_BATCH_TOKENS = 4096
 BIAS_STEP = 2e-3  # how far a step moves the bias of an expert that is used too much or too little
 MIXTURE = {"pictures": 0.58, "numbers": 0.30, "self": 0.04, "outside": 0.05, "conversation": 0.03}
 CANVAS_MIXTURE = {"small": 0.3, "medium": 0.35, "full": 0.35}  # large pictures cost most, so they come last
-SAVE_EVERY_S, CHECK_EVERY_STEPS, CHECK_EXAMPLES = 180, 50, 128
+SAVE_EVERY_S, CHECK_EVERY_STEPS, CHECK_EXAMPLES = 180, 100, 128
+PROGRESS = ("seed", "step", "num_examples", "elapsed_s", "curve")
 
 
 class Trainer:
@@ -60,23 +61,21 @@ class Trainer:
             torch.optim.AdamW(others, LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0),
         ]
         self.routers = [module for module in self.model.modules() if isinstance(module, Router)]
-        self.step, self.elapsed_s, self.curve = 0, 0.0, []
+        self.step, self.num_examples, self.elapsed_s, self.curve = 0, 0, 0.0, []
 
     def restore(self) -> None:
         state = torch.load(self.directory / STATE_FILE, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(values)
-        self.seed, self.step, self.elapsed_s, self.curve = (state[k] for k in ("seed", "step", "elapsed_s", "curve"))
+        for name in PROGRESS:
+            setattr(self, name, state[name])
 
     def save(self) -> None:
         state = {
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "seed": self.seed,
-            "step": self.step,
-            "elapsed_s": self.elapsed_s,
-            "curve": self.curve,
+            **{name: getattr(self, name) for name in PROGRESS},
         }
         with write_whole(self.directory / STATE_FILE) as temporary:
             torch.save(state, temporary)
@@ -107,7 +106,8 @@ class Trainer:
 
     def train_step(self, progress: float) -> float:
         """One update from freshly drawn examples; `progress` from 0 to 1 sets difficulty and learning rate."""
-        samples = [draw_example(self.seed, self.step * EXAMPLES_PER_STEP + i, progress) for i in range(EXAMPLES_PER_STEP)]
+        samples = [draw_example(self.seed, self.num_examples + i, progress) for i in range(EXAMPLES_PER_STEP)]
+        self.num_examples += EXAMPLES_PER_STEP
         batches = self.batches(samples)
         total = sum(batch.weights.sum() for batch in batches)
         loads: dict[str, Tensor] = {}
@@ -151,7 +151,7 @@ class Trainer:
     @torch.no_grad()
     def check(self, loss: float) -> dict:
         """Held-out examples at full difficulty: the share whose whole reply the model would have written, per skill."""
-        samples = [draw_example(self.seed, self.step * CHECK_EXAMPLES + i, 1.0, "held-out") for i in range(CHECK_EXAMPLES)]
+        samples = [draw_example(self.seed, self.num_examples + i, 1.0, "held-out") for i in range(CHECK_EXAMPLES)]
         right, seen, loads = defaultdict(int), defaultdict(int), {}
         for batch in self.batches(samples):
             with observing(LoadCounter(loads, batch.valid)):
@@ -162,7 +162,7 @@ class Trainer:
                 right[skill] += not row_is_wrong
         worst = max(float(load.max() / load.mean()) for load in loads.values())
         exact = {skill: [right[skill], seen[skill]] for skill in sorted(seen)}
-        return {"step": self.step, "minutes": round(self.elapsed_s / 60, 2), "loss": round(loss, 4),
+        return {"step": self.step, "examples": self.num_examples, "minutes": round(self.elapsed_s / 60, 2), "loss": round(loss, 4),
                 "most_loaded_expert": round(worst, 2), "exact": exact}  # fmt: skip
 
 
@@ -252,7 +252,7 @@ def learning_rate(step: int, progress: float) -> float:
 def draw_example(seed: int, index: int, progress: float, split: str = "train") -> Sample:
     """One example. Pictures begin small with one shape, and grow: seeing one shape is what makes seeing four possible."""
     rng = random.Random(f"{seed} {index} {split}")
-    most_shapes = 1 if progress < 0.12 else 2 if progress < 0.22 else 3 if progress < 0.32 else 4
-    canvases = {"small": 1} if progress < 0.15 else {"small": 1, "medium": 1} if progress < 0.5 else CANVAS_MIXTURE
+    most_shapes = 1 if progress < 0.22 else 2 if progress < 0.34 else 3 if progress < 0.44 else 4
+    canvases = {"small": 1} if progress < 0.25 else {"small": 1, "medium": 1} if progress < 0.5 else CANVAS_MIXTURE
     canvas = "full" if split == "held-out" else weighted(rng, canvases)
     return draw(weighted(rng, MIXTURE), seed, index, split, canvas=canvas, num_shapes=range(1, most_shapes + 1))
