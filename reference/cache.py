@@ -1,7 +1,8 @@
 """The latent cache: what latent attention keeps of each token, instead of keys and values for every head.
 
 Per token and layer: the normalised latent (kv_lora_rank) and the one rotated key that all heads share
-(qk_rope_head_dim). K2.5 keeps 576 values, 1,152 bytes in bfloat16; keys and values of 64 heads would be 35.6 times more.
+(qk_rope_head_dim). K2.5 keeps 576 values, 1,152 bytes in bfloat16; keys and values of 64 heads would be 35.6 times
+more.
 Source: DeepSeek-V2, arXiv 2405.04434, section 2.1.2.
 """
 

@@ -1,8 +1,9 @@
 """Checkpoints in the published layout: `config.json` and safetensors files, one or many with an index.
 
-Nothing is read but the headers until a tensor is asked for, and then only that tensor, memory-mapped. Names in the files
-are names in `state_dict()`, unrenamed. A linear is INT4 if and only if `<name>.weight_packed` exists; the ignore list of
-`quantization_config` does not match what is really packed. FP8 blocks (K2 Base and Instruct) are dequantised on reading.
+Nothing is read but the headers until a tensor is asked for, and then only that tensor, memory-mapped. Names in the
+files are names in `state_dict()`, unrenamed. A linear is INT4 if and only if `<name>.weight_packed` exists; the ignore
+list of `quantization_config` does not match what is really packed. FP8 blocks (K2 Base and Instruct) are dequantised on
+reading. The layout is described in docs/checkpoint-format.md.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -74,7 +75,7 @@ class Checkpoint:
         if not index.exists():
             return None
         weight_map = read_config_file(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
+        if not isinstance(weight_map, dict) or not {type(file) for file in weight_map.values()} == {str}:
             raise CheckpointError(f"{index}: weight_map is not an object of tensor name to file name. Fetch it again.")
         outside = sorted({file for file in weight_map.values() if Path(file).name != file})
         if outside:
@@ -85,13 +86,14 @@ class Checkpoint:
         problems = []
         for file in files:
             try:
-                self.tensors |= read_header(self.directory / file)
+                stored = read_header(self.directory / file)
             except CheckpointError as error:
                 problems.append(str(error))
+                continue
+            self.tensors |= {n: t for n, t in stored.items() if weight_map is None or weight_map.get(n) == file}
         if weight_map is not None and not problems:
-            wrong = [name for name, file in weight_map.items() if getattr(self.tensors.get(name), "file", None) != file]
+            wrong = [name for name in weight_map if name not in self.tensors]
             problems += [f"{INDEX_FILE} says {name} is in {weight_map[name]}, which does not hold it" for name in wrong]
-            self.tensors = {name: stored for name, stored in self.tensors.items() if name in weight_map}
         if problems:
             raise CheckpointError(_all_of(self.directory, problems) + " Fetch these files again.")
 
@@ -100,9 +102,13 @@ class Checkpoint:
         if name not in self.tensors:
             raise CheckpointError(f"{self.directory}: holds no tensor {name}.")
         stored = self.tensors[name]
-        if stored.file not in self._open_files:
-            self._open_files[stored.file] = safe_open(self.directory / stored.file, framework="pt")
-        tensor = self._open_files[stored.file].get_tensor(name)
+        try:
+            if stored.file not in self._open_files:
+                self._open_files[stored.file] = safe_open(self.directory / stored.file, framework="pt")
+            tensor = self._open_files[stored.file].get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            where = self.directory / stored.file
+            raise CheckpointError(f"{where}: {name} cannot be read ({error}). Fetch the file again.") from None
         if stored.dtype == "F8_E4M3":
             return dequantize_fp8(tensor, self.read(f"{name}_scale_inv"))
         return tensor
@@ -158,15 +164,19 @@ def dequantize_fp8(weight: Tensor, scale_inv: Tensor) -> Tensor:
 
 def use_int4(module: nn.Module, names: Iterable[str]) -> None:
     """Replace the named linears of a module by packed ones of the same size."""
+    modules = dict(module.named_modules())  # the published model has 69,120 of them: no walk from the root for each
     for name in names:
-        linear = module.get_submodule(name)
-        with torch.device(linear.weight.device):
-            module.set_submodule(name, Int4Linear(linear.in_features, linear.out_features))
+        parent, _, child = name.rpartition(".")
+        linear = modules[name]
+        packed = Int4Linear(linear.in_features, linear.out_features, device=linear.weight.device)
+        setattr(modules[parent], child, packed)
 
 
-def find_problems(module: nn.Module, checkpoint: Checkpoint, prefix: str = "") -> list[str]:
-    """Every missing, unexpected, misshapen or wrongly typed tensor for `module`, whose names begin with `prefix`."""
-    expected = {prefix + name: tensor for name, tensor in module.state_dict().items()}
+def find_problems(expected: dict[str, Tensor], checkpoint: Checkpoint, prefix: str = "") -> list[str]:
+    """Every missing, unexpected, misshapen or wrongly typed tensor among those whose names begin with `prefix`.
+
+    expected: names as in the files, with tensors (on the meta device) of the right shape and kind of dtype.
+    """
     problems = []
     for name, tensor in expected.items():
         stored = checkpoint.tensors.get(name)
@@ -192,7 +202,12 @@ def _allowed_dtypes(name: str, tensor: Tensor) -> tuple[str, ...]:
         return ("I32", "I64")  # the published files have int32, today's compressed-tensors writes int64
     if tensor.dtype == torch.int32:
         return ("I32",)
-    return (*FLOATS, "F8_E4M3") if name.endswith("_proj.weight") else FLOATS
+    return (*FLOATS, "F8_E4M3") if may_be_fp8(name) else FLOATS
+
+
+def may_be_fp8(name: str) -> bool:
+    """Whether FP8 releases quantise this weight: the linears of the decoder layers, but not the router."""
+    return re.search(r"\.layers\.\d+\..*_proj(_with_mqa)?\.weight$", name) is not None
 
 
 def _fp8_scale_problems(name: str, stored: StoredTensor, checkpoint: Checkpoint) -> list[str]:
@@ -200,7 +215,12 @@ def _fp8_scale_problems(name: str, stored: StoredTensor, checkpoint: Checkpoint)
     scale = checkpoint.tensors.get(f"{name}_scale_inv")
     if scale is None:
         return [f"{name}_scale_inv: missing beside FP8 weights, expected shape {list(blocks)}"]
-    return [] if scale.shape == blocks else [f"{name}_scale_inv: shape {list(scale.shape)}, expected {list(blocks)}"]
+    problems = []
+    if scale.shape != blocks:
+        problems.append(f"{name}_scale_inv: shape {list(scale.shape)} in {scale.file}, expected {list(blocks)}")
+    if scale.dtype not in FLOATS:
+        problems.append(f"{name}_scale_inv: dtype {scale.dtype} in {scale.file}, expected {' or '.join(FLOATS)}")
+    return problems
 
 
 def _may_be_ignored(name: str, checkpoint: Checkpoint) -> bool:
@@ -210,16 +230,19 @@ def _may_be_ignored(name: str, checkpoint: Checkpoint) -> bool:
     return past_the_end or name.endswith("rotary_emb.inv_freq")
 
 
-def fill(module: nn.Module, checkpoint: Checkpoint, prefix: str, dtype: torch.dtype, device: torch.device | str) -> None:
+def fill(
+    module: nn.Module, checkpoint: Checkpoint, prefix: str, dtype: torch.dtype, device: torch.device | str
+) -> None:
     """Load a module built on the meta device: all of it that the checkpoint holds under `prefix`, nothing else.
 
     Floating tensors become `dtype`, except the router's bias (float32) and the INT4 scales (as stored). Raises
     CheckpointError listing every problem at once.
     """
     packed = [name[len(prefix) :] for name in checkpoint.int4_linears() if name.startswith(prefix)]
-    present = dict(module.named_modules())
-    use_int4(module, [name for name in packed if name in present])
-    problems = find_problems(module, checkpoint, prefix)
+    linears = {name for name, child in module.named_modules() if isinstance(child, nn.Linear)}
+    use_int4(module, [name for name in packed if name in linears])
+    expected = {prefix + name: tensor for name, tensor in module.state_dict().items()}
+    problems = find_problems(expected, checkpoint, prefix)
     if problems:
         raise CheckpointError(
             _all_of(checkpoint.directory, problems) + " Check that config.json and the weights are of one revision: "
@@ -283,10 +306,13 @@ class ShardWriter:
         path = self.directory / f".shard-{len(self.shards):05d}.partial"
         self.shards.append((path, list(self.pending)))
         save_file(self.pending, path, metadata={"format": "pt"})
+        path.chmod(0o644)  # safetensors makes it private
         self.total_bytes += sum(tensor.nbytes for tensor in self.pending.values())
         self.pending = {}
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if kind is None:
                 self._write_pending()
@@ -298,6 +324,7 @@ class ShardWriter:
     def _publish(self) -> None:
         if len(self.shards) == 1:
             self.shards[0][0].replace(self.directory / SINGLE_FILE)
+            (self.directory / INDEX_FILE).unlink(missing_ok=True)  # of an earlier, larger checkpoint: it would win
             return
         weight_map = {}
         for i, (path, names) in enumerate(self.shards):

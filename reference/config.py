@@ -175,10 +175,12 @@ class _Reader:
             raise ConfigError(f"{self.where}: {names[0]} is {value!r}, expected an integer of at least {at_least}.")
         return value
 
-    def number(self, *names: str, default: Any = _REQUIRED) -> float:
+    def number(self, *names: str, default: Any = _REQUIRED, zero_too: bool = False) -> float:
         value = self.value(*names, default=default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-            raise ConfigError(f"{self.where}: {names[0]} is {value!r}, expected a positive number.")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not (0 < value < float("inf") or (zero_too and value == 0)):
+            expected = "a number of at least 0" if zero_too else "a positive number"
+            raise ConfigError(f"{self.where}: {names[0]} is {value!r}, expected {expected}.")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
@@ -202,6 +204,8 @@ def _read_config(values: dict[str, Any], where: str) -> KimiConfig:
         raise ConfigError(f"{where}: model_type is {model_type!r}, expected one of {', '.join(known)}.")
     nested = model_type in ("kimi_k25", "kimi_vl")
     text_reader = _Reader(top.value("text_config"), f"{where}: text_config") if nested else top
+    if nested:
+        text_reader.only("model_type", "kimi_k2", "deepseek_v3")
     top.only("tie_word_embeddings", False)
     text = _read_text(text_reader)
     vision = _read_vision(top, text) if nested else None
@@ -221,6 +225,7 @@ def _read_config(values: dict[str, Any], where: str) -> KimiConfig:
                 f"{where}: media_placeholder_token_id is {placeholder} but vocab_size is {text.vocab_size}; "
                 "the placeholder needs a row in the embedding."
             )
+    pad = top.value("pad_token_id", default=text_reader.value("pad_token_id", default=None))
     eos = top.value("eos_token_id", default=text_reader.value("eos_token_id", default=None))
     return KimiConfig(
         model_type=model_type,
@@ -228,7 +233,7 @@ def _read_config(values: dict[str, Any], where: str) -> KimiConfig:
         vision=vision,
         media_placeholder_token_id=placeholder,
         eos_token_ids=_token_ids(eos, f"{where}: eos_token_id"),
-        pad_token_id=top.value("pad_token_id", default=text_reader.value("pad_token_id", default=None)),
+        pad_token_id=max(_token_ids(pad, f"{where}: pad_token_id"), default=None),
         quantization=quantization,
     )
 
@@ -240,6 +245,7 @@ def _read_text(reader: _Reader) -> TextConfig:
     reader.only("moe_layer_freq", 1)
     reader.only("attention_bias", False)
     reader.only("tie_word_embeddings", False)
+    reader.only("rope_interleave", True)
     rope_theta, rope_scaling = _read_rope(reader)
     num_heads = reader.integer("num_attention_heads")
     config = TextConfig(
@@ -289,6 +295,10 @@ def _check_text(config: TextConfig, reader: _Reader) -> None:
             f"{where}: n_group {config.n_group} must divide n_routed_experts {num_experts}, and topk_group "
             f"{config.topk_group} must not exceed it."
         )
+    if config.n_group > 1 and num_experts // config.n_group < 2:
+        raise ConfigError(
+            f"{where}: n_group {config.n_group} leaves one expert per group; a group is ranked by its two best."
+        )
     reachable = num_experts // config.n_group * config.topk_group
     if config.num_experts_per_tok > reachable:
         raise ConfigError(
@@ -325,7 +335,8 @@ def _read_rope_scaling(reader: _Reader) -> RopeScaling | None:
         beta_fast=reader.number("beta_fast", default=32.0),
         beta_slow=reader.number("beta_slow", default=1.0),
         mscale=reader.number("mscale", default=1.0),
-        mscale_all_dim=reader.number("mscale_all_dim", default=1.0),
+        # Absent means 0 in the published code: nothing in the softmax, all of it on cosine and sine.
+        mscale_all_dim=reader.number("mscale_all_dim", default=0.0, zero_too=True),
     )
 
 
@@ -342,7 +353,7 @@ def _read_vision(top: _Reader, text: TextConfig) -> VisionConfig:
     reader.only("text_hidden_size", text.hidden_size)
     merge = reader.value("merge_kernel_size", default=[2, 2])
     if not isinstance(merge, list | tuple) or len(merge) != 2 or not all(isinstance(m, int) and m > 0 for m in merge):
-        raise ConfigError(f"{reader.where}: merge_kernel_size is {merge!r}, expected two positive integers like [2, 2].")
+        raise ConfigError(f"{reader.where}: merge_kernel_size is {merge!r}, expected two integers like [2, 2].")
     config = VisionConfig(
         vt_hidden_size=reader.integer("vt_hidden_size", "hidden_size"),
         vt_num_hidden_layers=reader.integer("vt_num_hidden_layers", "num_hidden_layers"),
@@ -360,7 +371,7 @@ def _read_vision(top: _Reader, text: TextConfig) -> VisionConfig:
     width = config.vt_hidden_size
     for where, name in ((reader, "mm_hidden_size"), (top, "projection_hidden_size")):
         if where.integer(name, default=width) != width:
-            raise ConfigError(f"{where.where}: {name} differs from vt_hidden_size {width}; the projector reads the tower.")
+            raise ConfigError(f"{where.where}: {name} differs from vt_hidden_size {width}, the projector's input.")
     if width % config.vt_num_attention_heads or config.head_dim % 4:
         raise ConfigError(
             f"{reader.where}: vt_hidden_size {width} over {config.vt_num_attention_heads} heads must give a head "
@@ -372,9 +383,14 @@ def _read_vision(top: _Reader, text: TextConfig) -> VisionConfig:
 def _read_quantization(top: _Reader, text_reader: _Reader) -> str | None:
     """K2.5 nests `quantization_config` in `text_config`, K2-Thinking and K2 have it at the top level. Both are read."""
     found = [r.value("quantization_config", default=None) for r in (text_reader, top)]
-    values = next((value for value in found if value), None)
-    if values is None:
+    given = [value for value in found if value]
+    if not given:
         return None
+    values = given[0]
+    if given[-1] != values:
+        raise ConfigError(
+            f"{top.where}: quantization_config and text_config.quantization_config contradict each other. Keep one."
+        )
     reader = _Reader(values, f"{top.where}: quantization_config")
     method = reader.value("quant_method")
     if method == "fp8":
@@ -384,8 +400,9 @@ def _read_quantization(top: _Reader, text_reader: _Reader) -> str | None:
     if method != "compressed-tensors":
         raise ConfigError(f"{reader.where}: quant_method is {method!r}, expected 'compressed-tensors' or 'fp8'.")
     reader.only("format", "pack-quantized")
-    for name, group in _Reader(reader.value("config_groups"), f"{reader.where}: config_groups").values.items():
-        weights = _Reader(_Reader(group, f"{reader.where}: {name}").value("weights"), f"{reader.where}: {name}: weights")
+    for name, values in _Reader(reader.value("config_groups"), f"{reader.where}: config_groups").values.items():
+        group = _Reader(values, f"{reader.where}: {name}")
+        weights = _Reader(group.value("weights"), f"{group.where}: weights")
         for key, supported in (("num_bits", 4), ("type", "int"), ("symmetric", True), ("strategy", "group")):
             weights.only(key, supported)
         weights.only("group_size", INT4_GROUP_SIZE)

@@ -1,14 +1,14 @@
 """INT4 weights in the published `pack-quantized` format, bit by bit.
 
-32 neighbouring input columns of one output row are a group. A group has one scale, and each of its weights is an integer
-q from -8 to 7:   weight = q * scale.   Stored are
+32 neighbouring input columns of one output row are a group. A group has one scale, and each of its weights is an
+integer q from -8 to 7:   weight = q * scale.   Stored are
 
     weight_packed  int32 (out, in/8)   eight weights a word, first column in the lowest four bits, as q + 8 (0 to 15)
     weight_scale   bf16  (out, in/32)
     weight_shape   int32 (2,)          (out, in)
 
-so q = -8, -7, ..., -1 packs to 0x76543210 and q = 0, 1, ..., 7 to 0xFEDCBA98. The nibbles are offset binary. Reading them
-as two's complement (nibbles above 7 as nibble - 16) is the usual mistake, and its result is noise.
+so q = -8, -7, ..., -1 packs to 0x76543210 and q = 0, 1, ..., 7 to 0xFEDCBA98. The nibbles are offset binary. Reading
+them as two's complement (nibbles above 7 as nibble - 16) is the usual mistake, and its result is noise.
 4.5 bits a weight in all. Source: compressed-tensors, `pack_quantized`; Kimi K2 Thinking model card (INT4 by
 quantisation-aware training).
 """
@@ -81,13 +81,14 @@ def dequantize(words: Tensor, scale: Tensor, product: str = "bfloat16") -> Tenso
 class Int4Linear(nn.Module):
     """A linear map without bias whose weight stays packed in memory and is dequantised on use."""
 
-    def __init__(self, in_features: int, out_features: int, scale_dtype: torch.dtype = torch.bfloat16):
+    def __init__(self, in_features: int, out_features: int, device: torch.device | str | None = None):
         super().__init__()
         self.product = "bfloat16"
         words, groups = in_features // WEIGHTS_PER_WORD, in_features // INT4_GROUP_SIZE
-        self.register_buffer("weight_packed", torch.zeros(out_features, words, dtype=torch.int32))
-        self.register_buffer("weight_scale", torch.zeros(out_features, groups, dtype=scale_dtype))
-        self.register_buffer("weight_shape", torch.tensor([out_features, in_features], dtype=torch.int32))
+        shape = torch.tensor([out_features, in_features], dtype=torch.int32, device=device)
+        self.register_buffer("weight_packed", torch.empty(out_features, words, dtype=torch.int32, device=device))
+        self.register_buffer("weight_scale", torch.empty(out_features, groups, dtype=torch.bfloat16, device=device))
+        self.register_buffer("weight_shape", shape)
 
     def forward(self, hidden: Tensor) -> Tensor:
         weight = dequantize(self.weight_packed, self.weight_scale, self.product).to(hidden.dtype)  # (O, I)

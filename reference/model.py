@@ -71,8 +71,8 @@ class KimiModel(nn.Module):
         num_places = int(places.sum())
         if num_places != len(features):
             raise MediaError(
-                f"input_ids: {num_places} media placeholders for {len(features)} media tokens; expected one placeholder "
-                "per token, that is (h/2) * (w/2) for each row of grid_thws."
+                f"input_ids: {num_places} media placeholders for {len(features)} media tokens; expected one "
+                "placeholder per token, that is (h/2) * (w/2) for each row of grid_thws."
             )
         return hidden.masked_scatter(places[..., None], features.to(hidden.dtype))  # (B, T, C)
 

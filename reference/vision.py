@@ -135,7 +135,7 @@ class Block(nn.Module):
         return hidden + self.mlp(self.norm1(hidden))  # (L, D)
 
     def _attention(self, hidden: Tensor, cos: Tensor, sin: Tensor, lengths: list[int]) -> Tensor:
-        qkv = self.wqkv(hidden).unflatten(-1, (3, self.num_heads, -1))  # (L, 3, H, d), rows: all of q, all of k, all of v
+        qkv = self.wqkv(hidden).unflatten(-1, (3, self.num_heads, -1))  # (L, 3, H, d), all of q, then k, then v
         query, key, value = qkv.unbind(dim=1)  # (L, H, d) (L, H, d) (L, H, d)
         query, key = rotate_wide(query, cos, sin), rotate_wide(key, cos, sin)  # (L, H, d) (L, H, d)
         per_medium = zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)

@@ -35,7 +35,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.resume and args.init:
         raise UsageError("--resume and --init contradict each other: the state already has weights. Give one of them.")
     if args.resume and not (args.out / STATE_FILE).exists():
-        raise UsageError(f"{args.out / STATE_FILE}: not there, so there is nothing to resume. Leave out --resume to begin.")
+        raise UsageError(f"{args.out / STATE_FILE}: not there, nothing to resume. Leave out --resume to begin.")
     return args
 
 

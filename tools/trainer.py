@@ -1,7 +1,6 @@
 """The training loop behind `tools.train`: curriculum, optimisers, expert balance, state, learning curve."""
 
 import json
-import random
 import sys
 import time
 from collections import defaultdict
@@ -16,32 +15,33 @@ from torch import Tensor, nn
 from reference.chat_template import IM_END
 from reference.command import write_whole
 from reference.config import KimiConfig
+from reference.generate import SHIPPED_MODEL
 from reference.int4 import Int4Linear, dequantize
 from reference.model import KimiModel, load_model
 from reference.presets import preset_dict
 from reference.prompt import Processor
 from reference.router import Router
 from reference.stages import observing
-from reference.tokenizer import Tokenizer
+from reference.tokenizer import Tokenizer, write_tokenizer_files
+from tools.curriculum import LEARNING_RATE, draw_example, learning_rate
+from tools.export_tokenizer_json import write_tokenizer_json
 from tools.muon import Muon
 from tools.nano_checkpoint import write_settings, write_weights
 from tools.quantization_aware import fake_quantize
 from tools.training_batches import IGNORED, Batch, encode_example, micro_batches
-from tools import vocabulary
-from tools.worlds.sample import Sample, draw
-from tools.worlds.task import weighted
+from tools.vocabulary import NAMED_SPECIALS, NUM_RANKS, train_vocabulary
+from tools.worlds.sample import Sample
 
 # B examples   T tokens   E n_routed_experts   K num_experts_per_tok
 
 PRESET = "kimi-k25-nano"
+CHAT_TEMPLATE = SHIPPED_MODEL / "chat_template.jinja"  # for other engines; written by hand, tested against our renderer
 STATE_FILE, CURVE_FILE = "training_state.pt", "training_curve.json"
-LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY = 2e-3, 20, 0.05
+WEIGHT_DECAY = 0.05
 EXAMPLES_PER_STEP = 32
 MICRO_BATCH_TOKENS = 4096
 BIAS_STEP = 2e-3  # how far a step moves the bias of an expert that is used too much or too little
-MIXTURE = {"pictures": 0.58, "numbers": 0.30, "self": 0.04, "outside": 0.05, "conversation": 0.03}
-CANVAS_MIXTURE = {"small": 0.3, "medium": 0.35, "full": 0.35}  # large pictures cost most, so they come last
-SAVE_EVERY_S, CHECK_EVERY_STEPS, CHECK_EXAMPLES = 180, 100, 128
+CANVAS_SAVE_EVERY_S, CHECK_EVERY_STEPS, CHECK_EXAMPLES = 180, 100, 128
 PROGRESS = ("seed", "step", "num_examples", "elapsed_s", "curve")
 
 
@@ -80,7 +80,8 @@ class Trainer:
         with write_whole(self.directory / STATE_FILE) as temporary:
             torch.save(state, temporary)
         with write_whole(self.directory / CURVE_FILE) as temporary:
-            temporary.write_text(json.dumps({"seed": self.seed, "curve": self.curve}, indent=1) + "\n", encoding="utf-8")
+            document = {"seed": self.seed, "curve": self.curve}
+            temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     def export(self) -> None:
         write_weights(self.directory, self.model)
@@ -161,9 +162,14 @@ class Trainer:
                 seen[skill] += 1
                 right[skill] += not row_is_wrong
         worst = max(float(load.max() / load.mean()) for load in loads.values())
-        exact = {skill: [right[skill], seen[skill]] for skill in sorted(seen)}
-        return {"step": self.step, "examples": self.num_examples, "minutes": round(self.elapsed_s / 60, 2), "loss": round(loss, 4),
-                "most_loaded_expert": round(worst, 2), "exact": exact}  # fmt: skip
+        return {
+            "step": self.step,
+            "examples": self.num_examples,
+            "minutes": round(self.elapsed_s / 60, 2),
+            "loss": round(loss, 4),
+            "most_loaded_expert": round(worst, 2),  # tokens of the busiest expert of any layer, over the layer's mean
+            "exact": {skill: [right[skill], seen[skill]] for skill in sorted(seen)},
+        }
 
 
 class LoadCounter:
@@ -197,14 +203,22 @@ class Quiet:
 
 
 def write_small_files(directory: Path, init: Path | None) -> None:
-    """Vocabulary (trained here, or that of the weights to start from) and settings."""
+    """Vocabulary (trained here, or that of the weights to start from), chat template and settings."""
     if init is None:
-        vocabulary.main(["--out", str(directory)])
+        specials = {NUM_RANKS + offset: name for offset, name in NAMED_SPECIALS.items()}
+        write_tokenizer_files(directory, train_vocabulary(), specials)
     else:
         for name in ("tiktoken.model", "tokenizer_config.json"):
-            with write_whole(directory / name) as temporary:
-                temporary.write_bytes((init / name).read_bytes())
+            copy_whole(init / name, directory / name)
+    write_tokenizer_json(directory)
+    copy_whole(CHAT_TEMPLATE, directory / CHAT_TEMPLATE.name)
     write_settings(directory, PRESET, im_end_id=Tokenizer.from_directory(directory).control_ids[IM_END])
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    content = source.read_bytes()
+    with write_whole(target) as temporary:
+        temporary.write_bytes(content)
 
 
 def starting_model() -> KimiModel:
@@ -242,17 +256,3 @@ def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         else:
             others.append(param)
     return matrices, others
-
-
-def learning_rate(step: int, progress: float) -> float:
-    """Warm up, hold, then fall to zero over the second half."""
-    return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, 2 * (1 - progress))
-
-
-def draw_example(seed: int, index: int, progress: float, split: str = "train") -> Sample:
-    """One example. Pictures begin small with one shape, and grow: seeing one shape is what makes seeing four possible."""
-    rng = random.Random(f"{seed} {index} {split}")
-    most_shapes = 1 if progress < 0.22 else 2 if progress < 0.34 else 3 if progress < 0.44 else 4
-    canvases = {"small": 1} if progress < 0.25 else {"small": 1, "medium": 1} if progress < 0.5 else CANVAS_MIXTURE
-    canvas = "full" if split == "held-out" else weighted(rng, canvases)
-    return draw(weighted(rng, MIXTURE), seed, index, split, canvas=canvas, num_shapes=range(1, most_shapes + 1))
