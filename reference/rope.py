@@ -1,7 +1,7 @@
 """Rotary positions of the text model, stretched by YaRN.
 
 A pair of neighbouring components (2i, 2i+1) turns by position * inverse_frequency[i]. YaRN leaves the fast pairs as
-they were trained, slows the slow ones by `factor`, and ramps between. It holds at every position, also in short prompts.
+they were trained, slows the slow ones by `factor`, and ramps between. It holds at every position, in short prompts too.
 Source: YaRN, arXiv 2309.00071, section 3; DeepSeek-V2, arXiv 2405.04434, section 3.1.4.
 """
 

@@ -41,7 +41,7 @@ WEIGHT_DECAY = 0.05
 EXAMPLES_PER_STEP = 32
 MICRO_BATCH_TOKENS = 4096
 BIAS_STEP = 2e-3  # how far a step moves the bias of an expert that is used too much or too little
-CANVAS_SAVE_EVERY_S, CHECK_EVERY_STEPS, CHECK_EXAMPLES = 180, 100, 128
+SAVE_EVERY_S, CHECK_EVERY_STEPS, CHECK_EXAMPLES = 180, 100, 128
 PROGRESS = ("seed", "step", "num_examples", "elapsed_s", "curve")
 
 
