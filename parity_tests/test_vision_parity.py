@@ -1,6 +1,7 @@
 """The vision tower against numbers worked out elsewhere, and against itself: packing, blocks, dtypes, placement."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -287,6 +288,24 @@ def test_wrong_number_of_placeholders_is_refused(model: nn.Module, change: int) 
     input_ids = torch.full((1, 4 + change), PLACEHOLDER)
     with pytest.raises(MediaError, match=f"{4 + change} media placeholders for 4 media tokens"):
         model(input_ids, pixel_values=pixels, grid_thws=grid_thws)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "grids", "complaint"),
+    [
+        (torch.zeros(15, 3, 14, 14), [[1, 3, 5]], "multiples of 2 x 2"),
+        (torch.zeros(24, 3, 14, 14), [[1, 4, 4]], "16 patches but pixel_values hold 24"),
+        (torch.zeros(20, 3, 14, 14), [[5, 2, 2]], "5 frames, expected 1 to 4"),
+        (torch.zeros(4, 3, 12, 14), [[1, 2, 2]], "expected floats"),
+        (torch.zeros(4, 3, 14, 14), [[2, 2]], "int64 [media, 3]"),
+    ],
+    ids=["odd grid", "too many patches", "too many frames", "wrong patch size", "no frames in the grid"],
+)
+def test_media_that_do_not_fit_are_refused(model: nn.Module, pixels: Tensor, grids: list, complaint: str) -> None:
+    with pytest.raises(MediaError, match=re.escape(complaint)):
+        model.media_features(pixels, torch.tensor(grids))
+    with pytest.raises(MediaError, match="belong together"):
+        model(torch.tensor([[PLACEHOLDER]]), pixel_values=pixels)
 
 
 def test_published_vision_sizes_follow_from_the_preset() -> None:

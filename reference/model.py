@@ -54,8 +54,10 @@ class KimiModel(nn.Module):
         input_ids (B, T) int64, holding one media_placeholder_token_id per media token; features take their places in
         reading order. pixel_values (L, 3, 14, 14) and grid_thws (M, 3) int64. num_padding (B,) counts the tokens on a
         row's left that are padding. form: "expanded" or "absorbed" attention, or "auto" for absorbed where one token
-        meets a cache. Raises MediaError if placeholders and features differ in number.
+        meets a cache. Raises MediaError if pixels, grids and placeholders do not fit one another.
         """
+        if (pixel_values is None) != (grid_thws is None):
+            raise MediaError("pixel_values and grid_thws belong together; expected both or neither.")
         hidden = self.language_model.model.embed_tokens(input_ids)  # (B, T, C)
         if pixel_values is not None:
             hidden = self._place_media(hidden, input_ids, self.media_features(pixel_values, grid_thws))  # (B, T, C)

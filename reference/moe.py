@@ -9,7 +9,8 @@ from .norm import wide_dtype
 from .router import Router
 from .stages import stage
 
-# B batch   T tokens (of the whole batch in a row)   C hidden_size   K num_experts_per_tok   A assignments: T*K
+# B batch   T new tokens   n tokens of the whole batch in a row: B*T   C hidden_size   K num_experts_per_tok
+# A assignments: n*K
 
 
 class MixtureOfExperts(nn.Module):
@@ -26,11 +27,11 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden (B, T, C) to (B, T, C)."""
-        tokens = hidden.flatten(0, 1)  # (T, C)
-        weights, expert_ids = self.gate(tokens)  # (T, K) (T, K)
-        routed = self._routed(tokens, weights, expert_ids)  # (T, C)
-        routed = stage(f"layers.{self.layer_index}.moe.routed", routed)  # (T, C)
-        shared = stage(f"layers.{self.layer_index}.moe.shared", self.shared_experts(tokens))  # (T, C)
+        tokens = hidden.flatten(0, 1)  # (n, C)
+        weights, expert_ids = self.gate(tokens)  # (n, K) (n, K)
+        routed = self._routed(tokens, weights, expert_ids)  # (n, C)
+        routed = stage(f"layers.{self.layer_index}.moe.routed", routed)  # (n, C)
+        shared = stage(f"layers.{self.layer_index}.moe.shared", self.shared_experts(tokens))  # (n, C)
         return (routed + shared).view_as(hidden)
 
     def _routed(self, tokens: Tensor, weights: Tensor, expert_ids: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ class MixtureOfExperts(nn.Module):
         outputs = torch.cat(
             [expert(group) for expert, group in zip(self.experts, groups, strict=True) if len(group)]
         )  # (A, C)
-        per_token = outputs[order.argsort()].view(*expert_ids.shape, -1)  # (T, K, C)
+        per_token = outputs[order.argsort()].view(*expert_ids.shape, -1)  # (n, K, C)
         wide = wide_dtype(tokens.dtype)
         # Products and their sum in float32, rounded once. Summing in bfloat16 would depend on the experts' order.
-        return (per_token.to(wide) * weights[..., None]).sum(dim=1).to(tokens.dtype)  # (T, C)
+        return (per_token.to(wide) * weights[..., None]).sum(dim=1).to(tokens.dtype)  # (n, C)

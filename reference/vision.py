@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import VisionConfig
+from .errors import MediaError
 from .norm import wide_dtype
 from .stages import stage
 
-# L patches of all media   l patches of one medium   M media   D vt_hidden_size   H heads   d head dimension
+# L patches of all media   l patches of one medium   M media   D vt_hidden_size   H vt_num_attention_heads   d head_dim
 # t frames   h rows   w columns   X numbers of one patch: 3 * 14 * 14   W vt_intermediate_size   q queries of one block
 # m merged tokens of all media
 
@@ -22,19 +23,41 @@ LAYER_NORM_EPS = 1e-5
 ROPE_BASE = 10000.0
 
 
+def check_media(pixel_values: Tensor, grid_thws: Tensor, config: VisionConfig) -> None:
+    """Raise MediaError unless the patches fill the grids and the grids suit the tower."""
+    size, (down, across), longest = config.patch_size, config.merge_kernel_size, config.init_pos_emb_time
+    if pixel_values.shape[1:] != (3, size, size) or not pixel_values.is_floating_point():
+        raise MediaError(f"pixel_values are {pixel_values.dtype} {list(pixel_values.shape)}, expected floats "
+                         f"[patches, 3, {size}, {size}]. Make them with python -m tools.preprocess.")
+    if grid_thws.dim() != 2 or grid_thws.shape[1] != 3 or grid_thws.is_floating_point():
+        raise MediaError(f"grid_thws are {grid_thws.dtype} {list(grid_thws.shape)}, expected int64 [media, 3]. "
+                         "Make them with python -m tools.preprocess.")
+    for i, (t, h, w) in enumerate(grid_thws.tolist()):
+        if not 1 <= t <= longest:
+            raise MediaError(f"grid_thws[{i}] has {t} frames, expected 1 to {longest}. Split the clip into chunks.")
+        if h < 1 or w < 1 or h % down or w % across:
+            raise MediaError(f"grid_thws[{i}] is {h} x {w} patches, expected positive multiples of {down} x {across}: "
+                             "the patches that merge into one token. Pad the picture.")
+    num_patches = int(grid_thws.prod(dim=1).sum())
+    if num_patches != len(pixel_values):
+        raise MediaError(f"grid_thws describe {num_patches} patches but pixel_values hold {len(pixel_values)}; they "
+                         "must be equal. Take both from one run of the preprocessing.")
+
+
 class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig):
         super().__init__()
-        self.merge_kernel_size = config.merge_kernel_size
+        self.config = config
         self.patch_embed = PatchEmbedding(config)
         self.encoder = Encoder(config)
 
     def forward(self, pixel_values: Tensor, grid_thws: Tensor) -> Tensor:
         """pixel_values (L, 3, 14, 14) and grid_thws (M, 3) to merged patches (m, merge window, D)."""
+        check_media(pixel_values, grid_thws, self.config)
         grids = [tuple(grid) for grid in grid_thws.tolist()]
         hidden = self.patch_embed(pixel_values, grids)  # (L, D)
         hidden = self.encoder(stage("vision.patches", hidden), grids)  # (L, D)
-        return stage("vision.pooled", pool_frames_and_merge(hidden, grids, self.merge_kernel_size))
+        return stage("vision.pooled", pool_frames_and_merge(hidden, grids, self.config.merge_kernel_size))
 
 
 class PatchEmbedding(nn.Module):
@@ -89,8 +112,8 @@ def rotation_2d(t: int, h: int, w: int, head_dim: int, device: torch.device) -> 
     rescaled; time does not enter. Splitting the head in two halves, one for x and one for y, loads and runs, and sees
     every image torn.
     """
-    steps = torch.arange(0, head_dim, 4, dtype=torch.float32, device=device)  # (d/4)
-    frequency = ROPE_BASE ** -(steps / head_dim)  # (d/4)
+    steps = torch.arange(0, head_dim, 4, dtype=torch.float32, device="cpu")  # (d/4)
+    frequency = (ROPE_BASE ** -(steps / head_dim)).to(device)  # (d/4), the same bits on every device
     by_column = torch.arange(w, device=device)[:, None] * frequency  # (w, d/4)
     by_row = torch.arange(h, device=device)[:, None] * frequency  # (h, d/4)
     column, row = by_column.expand(h, -1, -1), by_row[:, None].expand(-1, w, -1)  # (h, w, d/4) (h, w, d/4)
