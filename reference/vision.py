@@ -29,7 +29,7 @@ def check_media(pixel_values: Tensor, grid_thws: Tensor, config: VisionConfig) -
     if pixel_values.shape[1:] != (3, size, size) or not pixel_values.is_floating_point():
         raise MediaError(f"pixel_values are {pixel_values.dtype} {list(pixel_values.shape)}, expected floats "
                          f"[patches, 3, {size}, {size}]. Make them with python -m tools.preprocess.")
-    if grid_thws.dim() != 2 or grid_thws.shape[1] != 3 or grid_thws.is_floating_point():
+    if grid_thws.dim() != 2 or grid_thws.shape[1] != 3 or grid_thws.dtype != torch.int64:
         raise MediaError(f"grid_thws are {grid_thws.dtype} {list(grid_thws.shape)}, expected int64 [media, 3]. "
                          "Make them with python -m tools.preprocess.")
     for i, (t, h, w) in enumerate(grid_thws.tolist()):
