@@ -292,6 +292,9 @@ TWO = ONE | {"exec5": {}}
     ("0", '{"command": NaN}', TWO, None),
     ("0", '["command"]', TWO, None),
     ("0", "{}", {}, None),
+    ("0", '{"command": 1}', ONE | {"odd": {"properties": [{}]}, "odder": {"required": 5}}, ("functions.exec:0", "exec")),
+    ("0", '{"command": 1}', ONE | {"odd": {"properties": {"command": {}}, "required": [{}]}},
+     ("functions.exec:0", "exec")),
     ("1" * 5000, "{}", ONE, ("functions.exec:" + "1" * 5000, "exec")),
 ])
 def test_a_damaged_id_is_repaired_only_without_doubt(header, arguments, declared, found):

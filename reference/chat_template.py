@@ -180,6 +180,6 @@ def _check_switch(name: str, value: Any) -> None:
     # The published template takes everything but `false` for true: {"type": "disabled"} would switch thinking on.
     if not isinstance(value, bool):
         raise TemplateError(
-            f"{name} is {json.dumps(value, default=repr)}; expected true or false. "
+            f"{name} is {json.dumps(value, default=repr)[:60]}; expected true or false. "
             'Translate other forms first: {"type": "disabled"} is false.'
         )

@@ -6,10 +6,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from .chat_session import chat, media_part, user_message
-from .command import read_json, run
+from .command import OneLineParser, read_json, run
 from .errors import UsageError
 from .request import Request
 from .terminal import Speaker, as_document, progress
@@ -19,13 +19,6 @@ if TYPE_CHECKING:
 
 SHIPPED_MODEL = Path(__file__).parent / "nano"
 Load = Callable[[Path, "torch.dtype", str], "torch.nn.Module"]
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Complains in one line, as every other bad input does."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. See {self.prog} --help.")
 
 
 def parse(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
@@ -65,7 +58,6 @@ def main(argv: Sequence[str] | None = None, load: Load | None = None,
     """`load(directory, dtype, device)` makes the model; by default the reference one."""
     started = time.perf_counter()
     options = parse(argv, program)
-    sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     sys.stderr.reconfigure(encoding="utf-8", errors="replace")
     request, is_chat = read_request(options)
 

@@ -56,12 +56,17 @@ class KimiModel(nn.Module):
         row's left that are padding. form: "expanded" or "absorbed" attention, or "auto" for absorbed where one token
         meets a cache. Raises MediaError if pixels, grids and placeholders do not fit one another.
         """
+        hidden = self.embed(input_ids, pixel_values, grid_thws)  # (B, T, C)
+        return self.language_model(hidden, cache, num_padding, form, last_only)
+
+    def embed(self, input_ids: Tensor, pixel_values: Tensor | None, grid_thws: Tensor | None) -> Tensor:
+        """Token embeddings with the media's features in their places, (B, T, C): what the decoder reads."""
         if (pixel_values is None) != (grid_thws is None):
             raise MediaError("pixel_values and grid_thws belong together; expected both or neither.")
         hidden = self.language_model.model.embed_tokens(input_ids)  # (B, T, C)
-        if pixel_values is not None:
-            hidden = self._place_media(hidden, input_ids, self.media_features(pixel_values, grid_thws))  # (B, T, C)
-        return self.language_model(hidden, cache, num_padding, form, last_only)
+        if pixel_values is None:
+            return hidden  # (B, T, C)
+        return self._place_media(hidden, input_ids, self.media_features(pixel_values, grid_thws))  # (B, T, C)
 
     def media_features(self, pixel_values: Tensor, grid_thws: Tensor) -> Tensor:
         """One vector per media token, (m, C), in the order of grid_thws."""

@@ -330,7 +330,8 @@ def _takes(parameters: dict[str, Any], arguments: str) -> bool:
     except (ValueError, RecursionError):
         return False
     properties, required = parameters.get("properties") or {}, parameters.get("required") or []
-    return isinstance(value, dict) and value.keys() <= set(properties) and set(required) <= value.keys()
+    is_readable = isinstance(value, dict) and isinstance(properties, dict) and isinstance(required, list)
+    return is_readable and value.keys() <= properties.keys() and all(name in list(value) for name in required)
 
 
 def _refuse_constant(name: str) -> None:

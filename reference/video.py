@@ -77,6 +77,8 @@ def sample_frames(num_frames: int, fps: float, config: MediaConfig) -> list[int]
         raise MediaError(f"a video of {num_frames} frames has nothing to show; expected at least 1.")
     if not (math.isfinite(fps) and fps > 0):
         raise MediaError(f"a rate of {fps} frames per second; expected a number above 0.")
+    if not math.isfinite(num_frames / fps):
+        raise MediaError(f"{num_frames} frames at {fps} per second last for ever; expected a rate of a real video.")
     wanted = num_frames * min(config.sample_fps, fps) / fps
     if wanted > MAX_SAMPLED_FRAMES:
         raise MediaError(f"{num_frames} frames at {fps:g} per second give {wanted:.0f} sampled frames; the context "

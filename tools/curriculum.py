@@ -26,11 +26,11 @@ def draw_example(seed: int, index: int, progress: float, split: str = "train") -
 
 
 def most_shapes(progress: float) -> int:
-    return 1 if progress < 0.45 else 2 if progress < 0.58 else 3 if progress < 0.68 else 4
+    return 1 if progress < 0.3 else 2 if progress < 0.45 else 3 if progress < 0.55 else 4
 
 
 def canvas_mixture(progress: float) -> dict[str, float]:
     """Large pictures cost most, so they come last."""
-    if progress < 0.4:
+    if progress < 0.3:
         return {"small": 1}
-    return {"small": 1, "medium": 1} if progress < 0.6 else {"small": 0.3, "medium": 0.35, "full": 0.35}
+    return {"small": 1, "medium": 1} if progress < 0.55 else {"small": 0.3, "medium": 0.35, "full": 0.35}

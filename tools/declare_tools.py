@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from reference.command import CHECK_FAILED, DONE, read_json, run
+from reference.command import CHECK_FAILED, DONE, OneLineParser, read_json, run
 from reference.errors import TemplateError, UsageError
 from reference.tool_declaration import declare_tools
 
@@ -14,7 +14,7 @@ EXAMPLES = """examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m tools.declare_tools",
         description=f"{__doc__} Exit 1 where a schema has no such form (the prompt then carries JSON).",
         epilog=EXAMPLES,

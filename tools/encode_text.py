@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from reference.command import run
+from reference.command import OneLineParser, run
 from reference.errors import UsageError
 
 EXAMPLES = """examples:
@@ -14,7 +14,7 @@ EXAMPLES = """examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m tools.encode_text",
         description=f"{__doc__} Plain text: strings like <|im_end|> in it are spelled out, not obeyed.",
         epilog=EXAMPLES,
@@ -47,7 +47,7 @@ def _text(data: bytes) -> str:
 def _ids(text: str) -> list[int]:
     try:
         ids = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"stdin: not valid JSON ({error}). Expected a list of token ids, like [72, 105].") from None
     if not isinstance(ids, list) or not all(type(token_id) is int for token_id in ids):
         raise UsageError(f"stdin: found {text.strip()[:60]!r}, expected a JSON list of whole numbers, like [72, 105].")

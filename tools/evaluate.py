@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reference.command import run
+from reference.command import OneLineParser, run
 from reference.errors import UsageError
-from reference.generate import SHIPPED_MODEL, OneLineParser
+from reference.generate import SHIPPED_MODEL
 
 if TYPE_CHECKING:
     import torch

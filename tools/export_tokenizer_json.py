@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from reference.command import run, write_whole
+from reference.command import OneLineParser, run, write_whole
 from reference.tokenizer import SPLIT_PATTERN, Tokenizer, added_token
 
 EXAMPLES = """examples:
@@ -96,7 +96,7 @@ def write_tokenizer_json(directory: str | Path, out: str | Path | None = None) -
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m tools.export_tokenizer_json",
         description=__doc__,
         epilog=EXAMPLES,

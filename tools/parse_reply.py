@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from reference.command import read_json, run
+from reference.command import OneLineParser, read_json, run
 from reference.errors import UsageError
 from reference.replies import Reply, ReplyParser, TextReplyParser
 
@@ -18,7 +18,7 @@ EPILOG = """examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m tools.parse_reply",
         description="Read raw generated text on stdin and print its reasoning, content and tool calls as JSON.",
         epilog=EPILOG,

@@ -3,14 +3,16 @@
 import argparse
 import json
 import math
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
 
-from reference.command import read_json, run, write_whole
+from reference.command import OneLineParser, read_json, run, write_whole
 from reference.errors import UsageError
 
 PUBLISHED_CONTEXT = 262_144
+MAX_FRAMES = 2**53  # a double counts no further
 EXAMPLES = """
 Prints a JSON list with the plan of each medium, in the order given: sizes, patch grid and tokens; for a video its
 chunks, timestamps and prompt; for a document its pages. A folder of frames is a video too: --video DIR@FPS.
@@ -22,7 +24,7 @@ examples:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tools.preprocess", description=__doc__, epilog=EXAMPLES,
+    parser = OneLineParser(prog="python -m tools.preprocess", description=__doc__, epilog=EXAMPLES,
                                      allow_abbrev=False,  # AddMedium reads the option's whole name
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     for kind in ("image", "video", "pdf"):
@@ -68,8 +70,8 @@ def parse_video(text: str) -> tuple[int, float]:
         parsed = int(frames), float(rate)
     except ValueError:
         parsed = 0, math.nan
-    if parsed[0] < 1 or not 0 < parsed[1] < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not FRAMES@FPS, two numbers above 0 such as 300@29.97")
+    if not 1 <= parsed[0] < MAX_FRAMES or not 0 < parsed[1] < math.inf:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not FRAMES@FPS, two numbers above 0 such as 300@29.97")
     return parsed
 
 
@@ -80,6 +82,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UsageError("expected one job: media (--image, --video, --pdf), --plan or --plan-video. See --help.")
     if (jobs == ["media"]) != (args.out is not None):
         raise UsageError("--out goes with --image, --video and --pdf, and they need it: name a file to write.")
+    if args.out and any(os.path.realpath(args.out) == os.path.realpath(file) for _, file in args.media):
+        raise UsageError(f"--out {args.out} is one of the media and would be overwritten. Name another file.")
     if args.frame_size and not args.plan_video:
         raise UsageError("--frame-size goes with --plan-video FRAMES@FPS.")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reference.chat_template import prompt_text, render
-from reference.command import read_json, run
+from reference.command import OneLineParser, read_json, run
 from reference.errors import UsageError
 from reference.messages import check_messages
 from reference.tokenizer import Run, Tokenizer
@@ -22,7 +22,7 @@ EPILOG = """examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m tools.render_chat",
         description="Print the exact prompt that a conversation becomes, without running any model.",
         epilog=EPILOG,

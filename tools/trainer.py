@@ -32,7 +32,7 @@ from tools.training_batches import IGNORED, Batch, encode_example, micro_batches
 from tools.vocabulary import NAMED_SPECIALS, NUM_RANKS, train_vocabulary
 from tools.worlds.sample import Sample
 
-# B examples   T tokens   E n_routed_experts   K num_experts_per_tok
+# B examples   T tokens   n tokens of the replies   E n_routed_experts   K num_experts_per_tok
 
 PRESET = "kimi-k25-nano"
 CHAT_TEMPLATE = SHIPPED_MODEL / "chat_template.jinja"  # for other engines; written by hand, tested against our renderer
@@ -115,8 +115,10 @@ class Trainer:
         loss_sum = 0.0
         for batch in batches:
             with observing(LoadCounter(loads, batch.valid)):
-                losses = self.losses(batch)
-            loss = (losses * batch.weights).sum() / total
+                logits = self.reply_logits(batch)
+            wanted = batch.targets != IGNORED
+            losses = F.cross_entropy(logits, batch.targets[wanted], reduction="none")  # (n)
+            loss = (losses * batch.weights[wanted]).sum() / total
             loss.backward()
             loss_sum += float(loss.detach())
         rate = learning_rate(self.step, progress)
@@ -134,10 +136,11 @@ class Trainer:
         batches = micro_batches(examples, MICRO_BATCH_TOKENS, self.model.config.pad_token_id)
         return [batch.to(self.device) for batch in batches]
 
-    def losses(self, batch: Batch) -> Tensor:
-        """Cross entropy per position, (B, T), zero where there is no target."""
-        logits = self.model(batch.input_ids, pixel_values=batch.pixel_values, grid_thws=batch.grid_thws)
-        return F.cross_entropy(logits.transpose(1, 2), batch.targets, reduction="none", ignore_index=IGNORED)  # (B, T)
+    def reply_logits(self, batch: Batch) -> Tensor:
+        """Logits (n, vocab_size) at the positions that have a target; the head is not run on the others."""
+        hidden = self.model.embed(batch.input_ids, batch.pixel_values, batch.grid_thws)
+        hidden = self.model.language_model.model(hidden, None, None, "expanded")
+        return self.model.language_model.lm_head(hidden[batch.targets != IGNORED])
 
     @torch.no_grad()
     def balance(self, loads: dict[str, Tensor], rate: float) -> None:
@@ -156,8 +159,9 @@ class Trainer:
         right, seen, loads = defaultdict(int), defaultdict(int), {}
         for batch in self.batches(samples):
             with observing(LoadCounter(loads, batch.valid)):
-                logits = self.model(batch.input_ids, pixel_values=batch.pixel_values, grid_thws=batch.grid_thws)
-            wrong = (logits.argmax(-1) != batch.targets) & (batch.targets != IGNORED)  # (B, T)
+                logits = self.reply_logits(batch)
+            wanted, wrong = batch.targets != IGNORED, torch.zeros_like(batch.targets)  # (B, T) (B, T)
+            wrong[wanted] = (logits.argmax(-1) != batch.targets[wanted]).long()
             for skill, row_is_wrong in zip(batch.skills, wrong.any(dim=1).tolist(), strict=True):
                 seen[skill] += 1
                 right[skill] += not row_is_wrong
@@ -222,15 +226,34 @@ def copy_whole(source: Path, target: Path) -> None:
 
 
 def starting_model() -> KimiModel:
-    """Random weights: matrices keep the size of what flows through them, the branches into the residual stream less."""
+    """Random weights: matrices keep the size of what flows through them, the branches into the residual stream less.
+
+    Embeddings begin at size 1. Muon soon lets the layers write numbers of that size into the residual stream, and a
+    smaller token would drown in them.
+    """
     model = KimiModel(KimiConfig.from_dict(preset_dict(PRESET)))
     with torch.no_grad():
         for name, param in model.named_parameters():
             if param.ndim >= 2:
-                fan_in = param[0].numel() if "embed" not in name else param.shape[-1]
+                fan_in = 2 if "embed_tokens" in name else param[0].numel()
                 damped = 0.3 if name.endswith(("o_proj.weight", "down_proj.weight", "wo.weight", "fc1.weight")) else 1.0
                 param.normal_(std=0.7 * damped * fan_in**-0.5)
+        places = model.vision_tower.patch_embed.pos_emb.weight
+        places.copy_(waves(*places.shape))
     return model
+
+
+def waves(num_rows: int, num_columns: int, size: int) -> Tensor:
+    """A first position table, (rows, columns, D): sines and cosines of row and column, from half a wave to eight.
+
+    As large as what a patch holds. From small random numbers the tower does not learn places for a long time.
+    """
+    frequency = torch.pi * 2 ** torch.linspace(-1, 3, size // 4)  # (D/4)
+    row = (torch.arange(num_rows) + 0.5)[:, None] / num_rows * frequency  # (rows, D/4)
+    column = (torch.arange(num_columns) + 0.5)[:, None] / num_columns * frequency  # (columns, D/4)
+    by_row = torch.cat([row.sin(), row.cos()], dim=-1)[:, None].expand(-1, num_columns, -1)  # (rows, columns, D/2)
+    by_column = torch.cat([column.sin(), column.cos()], dim=-1).expand(num_rows, -1, -1)  # (rows, columns, D/2)
+    return torch.cat([by_row, by_column], dim=-1)  # (rows, columns, D)
 
 
 def dense_model(directory: Path) -> KimiModel:
