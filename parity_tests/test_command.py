@@ -55,6 +55,11 @@ def test_output_that_nobody_can_take(command, code):
     assert (found, "Traceback" in err, err.count("\n")) == (code, False, code == BAD_INPUT)
 
 
+def test_a_table_that_nobody_reads_on_is_no_failed_check():
+    program = "import time, rich.console; time.sleep(0.2); rich.console.Console().print('x' * 100000)"
+    assert in_a_shell('"$PYTHON" -c "$SCRIPT" | true; exit ${PIPESTATUS[0]}', program) == (DONE, "")
+
+
 def test_closed_stdin_is_empty():
     assert in_a_shell('"$PYTHON" -c "$SCRIPT" <&-', "return int(sys.stdin.buffer.read() != b'')") == (DONE, "")
 

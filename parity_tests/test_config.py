@@ -167,6 +167,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (K25, {"text_config.num_hidden_layers": 0}, "num_hidden_layers is 0, expected an integer of at least 1"),
     (K25, {"text_config.n_routed_experts": True}, "n_routed_experts is True"),
     (K25, {"text_config.rms_norm_eps": 0}, "rms_norm_eps is 0, expected a positive number"),
+    (K25, {"text_config.rms_norm_eps": 10**400}, "expected a positive number"),
+    (K25, {"text_config.vocab_size": 2**62}, "expected an integer"),
     (K25, {"text_config.routed_scaling_factor": "2.827"}, "routed_scaling_factor is '2.827'"),
     (K25, {"text_config.norm_topk_prob": 1}, "norm_topk_prob is 1, expected true or false"),
     (K25, {"text_config.rope_scaling.factor": float("inf")}, "factor is inf"),
@@ -226,7 +228,8 @@ def test_refused_and_the_message_names_the_key(name: str, changes: dict[str, Any
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot be read"), ("{", "not valid JSON"), ("[]", "holds a JSON list, expected an object")])
+    [(None, "cannot be read"), ("{", "not valid JSON"), ("[" * 100_000, "not valid JSON"),
+     ("[]", "holds a JSON list, expected an object")])
 def test_unreadable_file_is_refused_by_name(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)

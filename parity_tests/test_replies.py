@@ -292,7 +292,8 @@ TWO = ONE | {"exec5": {}}
     ("0", '{"command": NaN}', TWO, None),
     ("0", '["command"]', TWO, None),
     ("0", "{}", {}, None),
-    ("0", '{"command": 1}', ONE | {"odd": {"properties": [{}]}, "odder": {"required": 5}}, ("functions.exec:0", "exec")),
+    ("0", '{"command": 1}', ONE | {"odd": {"properties": [{}]}, "odder": {"required": 5}},
+     ("functions.exec:0", "exec")),
     ("0", '{"command": 1}', ONE | {"odd": {"properties": {"command": {}}, "required": [{}]}},
      ("functions.exec:0", "exec")),
     ("1" * 5000, "{}", ONE, ("functions.exec:" + "1" * 5000, "exec")),
@@ -432,9 +433,8 @@ def test_parse_reply_refuses_bad_input_with_one_line(monkeypatch, capsys, args, 
 
 @pytest.mark.parametrize("number", ["0", "-1", "x", "²", ""])
 def test_parse_reply_wants_chunks_of_at_least_one_character(number, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        parse_reply.main(["--chunks", number])
-    assert stopped.value.code == 2
+    assert run(lambda: parse_reply.main(["--chunks", number])) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("line", parse_reply.EPILOG.splitlines()[1:])

@@ -122,8 +122,8 @@ def test_their_tokenizer_gives_our_ids_on_thousands_of_strings(processor: Proces
     tokenizer = import_transformers().AutoTokenizer.from_pretrained(SHIPPED_MODEL)
     rng = random.Random(5)
     pieces = [
-        "iPhone's DON'T", "漢字かな", " 12345", "\r\n\n  ", "élan", "<|im_end|>", "<think>", "🙂", "can't WE'LL", "\u3000",
-        "x=1;",
+        "iPhone's DON'T", "漢字かな", " 12345", "\r\n\n  ", "élan", "<|im_end|>", "<think>", "🙂", "can't WE'LL",
+        "\u3000", "x=1;",
         "naïve", "Ünïcode", "٣٤٥", "中文abc", "…", "[EOS]", "What is 482 + 379?", "ſ's", "http://a.b/c?d=e",
     ]  # fmt: skip
     for _ in range(3000):

@@ -275,9 +275,12 @@ def test_a_vocabulary_that_cannot_be_used_is_refused_with_its_place(directory, n
 
 BAD_CONFIGS = {
     "not JSON": ("{", "not valid JSON"),
+    "endless brackets": ("[" * 100_000, "not valid JSON"),
     "a list": ("[]", "no added_tokens_decoder"),
     "no table": ("{}", "no added_tokens_decoder"),
     "id no number": ('{"added_tokens_decoder": {"x": {"content": "[BOS]"}}}', "expected each decimal id once"),
+    "endless id": (f'{{"added_tokens_decoder": {{"1{"0" * 5000}": {{"content": "a"}}}}}}', "each decimal id once"),
+    "half a surrogate pair": ('{"added_tokens_decoder": {"619": {"content": "\\ud800"}}}', "non-empty string"),
     "no content": ('{"added_tokens_decoder": {"619": {"special": true}}}', "non-empty string 'content'"),
     "same id twice": ('{"added_tokens_decoder": {"619": {"content": "a"}, "0619": {"content": "b"}}}', "once"),
     "below the slots": ('{"added_tokens_decoder": {"618": {"content": "a"}}}', "id 618; expected 619 to 874"),
@@ -335,7 +338,7 @@ def test_encode_text_keeps_every_byte_whatever_the_locale(directory):
 @pytest.mark.parametrize(
     ("options", "stdin"),
     [([], b"a\xff"), (["--decode"], b"[1, 2"), (["--decode"], b'{"a": 1}'), (["--decode"], b"[true]"),
-     (["--decode"], b"[875]")],
+     (["--decode"], b"[875]"), (["--decode"], b"[" * 100_000)],
 )  # fmt: skip
 def test_encode_text_answers_bad_input_with_one_line_and_exit_code_2(directory, options, stdin):
     result = encode_text(directory, *options, stdin=stdin)

@@ -131,14 +131,10 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             if not 0 < header_size <= file_size - 8:
                 raise CheckpointError(f"{path.name}: truncated or not a safetensors file ({file_size} bytes)")
             header = json.loads(file.read(header_size))
-            stored = {
-                name: StoredTensor(path.name, entry["dtype"], tuple(entry["shape"]), _length(entry))
-                for name, entry in header.items()
-                if name != "__metadata__"
-            }
+            stored = {name: _stored(path.name, entry) for name, entry in header.items() if name != "__metadata__"}
     except OSError as error:
         raise CheckpointError(f"{path.name}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{path.name}: its safetensors header is corrupt") from None
     missing = sum(tensor.size_bytes for tensor in stored.values()) + 8 + header_size - file_size
     if missing:
@@ -147,9 +143,12 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return stored
 
 
-def _length(entry: dict) -> int:
-    begin, end = entry["data_offsets"]
-    return end - begin
+def _stored(file: str, entry: dict) -> StoredTensor:
+    """One tensor of a header. Raises ValueError, KeyError or TypeError if the entry is none."""
+    dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    if not isinstance(dtype, str) or not all(type(size) is int and size >= 0 for size in (*shape, begin, end - begin)):
+        raise ValueError("not the entry of a tensor")
+    return StoredTensor(file, dtype, shape, end - begin)
 
 
 def dequantize_fp8(weight: Tensor, scale_inv: Tensor) -> Tensor:

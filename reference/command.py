@@ -38,6 +38,10 @@ def run(main: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         discard_output()  # the reader (`head`, a closed pager) went away
         return DONE
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):
+            return DONE  # rich saw it first; its exit code 1 would read as a failed check
+        raise
     except OSError as error:
         discard_output()
         where = f"{error.filename}: " if error.filename else ""

@@ -7,6 +7,7 @@ than ignored. `reference/presets.py` holds the published values themselves.
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}). Expected a checkpoint folder in the published layout."
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid JSON ({error}). Restore the file from its source.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds a JSON {type(values).__name__}, expected an object.")
@@ -171,14 +172,14 @@ class _Reader:
             return value
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        if not isinstance(value, int) or isinstance(value, bool) or not at_least <= value < 2**31:
             raise ConfigError(f"{self.where}: {names[0]} is {value!r}, expected an integer of at least {at_least}.")
         return value
 
     def number(self, *names: str, default: Any = _REQUIRED, zero_too: bool = False) -> float:
         value = self.value(*names, default=default)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not (0 < value < float("inf") or (zero_too and value == 0)):
+        if not is_number or not (0 < value <= sys.float_info.max or (zero_too and value == 0)):
             expected = "a number of at least 0" if zero_too else "a positive number"
             raise ConfigError(f"{self.where}: {names[0]} is {value!r}, expected {expected}.")
         return float(value)

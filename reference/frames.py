@@ -8,6 +8,7 @@ from the rate, and a guessed one is a wrong answer that nobody sees.
 import contextlib
 import math
 import re
+import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,7 +217,7 @@ def _rate_in_file(folder: Path) -> float | None:
 
 
 def _is_rate(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 def _numerically(path: Path) -> list[tuple[int, str]]:

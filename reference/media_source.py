@@ -62,7 +62,7 @@ def _existing(path: Path) -> Path:
         if path.is_dir():
             return path
         if path.exists() and not path.is_file():
-            raise MediaError(f"{path}: a pipe or device, which can be read only once. Save what comes from it in a file.")
+            raise MediaError(f"{path}: a pipe or device, which can be read only once. Save its data in a file.")
         with path.open("rb") as stream:
             is_empty = not stream.read(1)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name

@@ -257,7 +257,7 @@ def read_named_specials(path: Path) -> dict[int, str]:
     """Read `added_tokens_decoder` of a tokenizer_config.json: id to name. Raises TokenizerError."""
     try:
         config = json.loads(_read_file(path))
-    except ValueError as error:  # bad UTF-8 or bad JSON
+    except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, or brackets without end
         raise TokenizerError(f"{path}: not valid JSON ({error}). Expected the checkpoint's {CONFIG_FILE}.") from None
     table = config.get("added_tokens_decoder") if isinstance(config, dict) else None
     if not isinstance(table, dict):
@@ -267,9 +267,10 @@ def read_named_specials(path: Path) -> dict[int, str]:
         )
     named_specials: dict[int, str] = {}
     for key, entry in table.items():
-        token_id = int(key) if key.isascii() and key.isdecimal() else None
+        token_id = int(key) if key.isascii() and key.isdecimal() and len(key) < 20 else None
         name = entry.get("content") if isinstance(entry, dict) else None
-        if token_id is None or token_id in named_specials or not isinstance(name, str) or not name:
+        is_text = isinstance(name, str) and name.encode("utf-8", "ignore").decode() == name != ""
+        if token_id is None or token_id in named_specials or not is_text:
             raise TokenizerError(
                 f"{path}: added_tokens_decoder[{key!r}] is {json.dumps(entry)[:80]}; expected each decimal id once, "
                 "with a non-empty string 'content'. Correct the entry."

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reference.command import run, write_whole
+from reference.command import OneLineParser, run, write_whole
 from reference.config import KimiConfig, preset
 from reference.errors import UsageError
 from reference.presets import PRESETS
@@ -37,7 +37,7 @@ QUIET_LOAD = 0.5  # above this load average, other programs are in the figures
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m tools.bench",
         description=f"{__doc__} Each figure is the median of {REPEATS} rounds after one to warm up.",
         epilog=EXAMPLES,

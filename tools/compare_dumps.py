@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reference.command import CHECK_FAILED, DONE, run
+from reference.command import CHECK_FAILED, DONE, OneLineParser, run
 from reference.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ LAYER = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m tools.compare_dumps",
         description=f"{__doc__} A is taken as true. Exit 1 if any stage is beyond the tolerance.",
         epilog=EXAMPLES,
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
     if not args.tolerance >= 0:
-        parser.error("--tolerance must be a number of at least 0")
+        parser.error(f"--tolerance is {args.tolerance}; expected a number of at least 0")
 
     report = compare_files(args.a, args.b, args.tolerance)
     if args.json:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reference.command import run, write_whole
+from reference.command import OneLineParser, run, write_whole
 from reference.config import KimiConfig
 from reference.errors import UsageError
 
@@ -22,7 +22,7 @@ ALWAYS = ("hidden.", "logits", "vision.features")  # prefixes of the stages that
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m tools.dump_activations",
         description=f"{__doc__} Names and shapes: docs/dump-names.md.",
         epilog=EXAMPLES,
@@ -51,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.backend == "optimized" and args.dtype == "float64":
         raise UsageError("--dtype float64: the optimized backend has no float64. Use --backend reference.")
 
+    if args.out.resolve() == args.input.resolve():
+        raise UsageError(f"--out {args.out} is the input and would be overwritten. Name another file.")
     config = KimiConfig.from_directory(args.model)
     inputs = read_inputs(args.input)
     check_inputs(inputs, config, args.input)

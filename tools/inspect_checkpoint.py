@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reference.command import CHECK_FAILED, DONE, run
+from reference.command import CHECK_FAILED, DONE, OneLineParser, run
 from reference.config import KimiConfig, preset
 from reference.errors import UsageError
 from reference.presets import PRESETS
@@ -57,7 +57,7 @@ class Entry:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m tools.inspect_checkpoint",
         description=f"{__doc__} Only headers are read, unless --verify. Exit 1 if there are problems.",
         epilog=EXAMPLES,

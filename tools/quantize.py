@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reference.command import run
+from reference.command import OneLineParser, run
 from reference.config import INT4_GROUP_SIZE, KimiConfig, read_config_file
 from reference.errors import CheckpointError, UsageError
 from reference.presets import preset_dict
@@ -31,7 +31,7 @@ ROUTED = re.compile(r"\.mlp\.experts\.\d+\.(gate|up|down)_proj\.weight$")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m tools.quantize",
         description=f"{__doc__} Everything else stays as it is; FP8 blocks become bfloat16 first. Needs memory for one "
         "shard (5 GiB) and disk for the result.",

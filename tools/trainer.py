@@ -38,8 +38,8 @@ PRESET = "kimi-k25-nano"
 CHAT_TEMPLATE = SHIPPED_MODEL / "chat_template.jinja"  # for other engines; written by hand, tested against our renderer
 STATE_FILE, CURVE_FILE = "training_state.pt", "training_curve.json"
 WEIGHT_DECAY = 0.05
-EXAMPLES_PER_STEP = 32
-MICRO_BATCH_TOKENS = 4096
+EXAMPLES_PER_STEP = 64
+MICRO_BATCH_TOKENS = 2048
 BIAS_STEP = 2e-3  # how far a step moves the bias of an expert that is used too much or too little
 SAVE_EVERY_S, CHECK_EVERY_STEPS, CHECK_EXAMPLES = 180, 100, 128
 PROGRESS = ("seed", "step", "num_examples", "elapsed_s", "curve")
@@ -253,7 +253,7 @@ def waves(num_rows: int, num_columns: int, size: int) -> Tensor:
     column = (torch.arange(num_columns) + 0.5)[:, None] / num_columns * frequency  # (columns, D/4)
     by_row = torch.cat([row.sin(), row.cos()], dim=-1)[:, None].expand(-1, num_columns, -1)  # (rows, columns, D/2)
     by_column = torch.cat([column.sin(), column.cos()], dim=-1).expand(num_rows, -1, -1)  # (rows, columns, D/2)
-    return torch.cat([by_row, by_column], dim=-1)  # (rows, columns, D)
+    return 0.5 * torch.cat([by_row, by_column], dim=-1)  # (rows, columns, D)
 
 
 def dense_model(directory: Path) -> KimiModel:
