@@ -10,7 +10,8 @@ from reference.model import load_model, routed_linears
 from tools import train
 from tools.muon import Muon, orthogonalise
 from tools.quantization_aware import FakeInt4, coarse_scales, quantize_coarsely
-from tools.trainer import STATE_FILE, Trainer
+from tools.train import STATE_FILE
+from tools.trainer import Trainer
 from tools.training_batches import IGNORED, collate, encode_example, micro_batches
 from tools.worlds.sample import draw
 
@@ -129,7 +130,9 @@ def test_the_bias_moves_towards_balance(tmp_path, small_steps):
 
 
 @pytest.mark.parametrize(
-    "argv", [["--minutes", "0"], ["--resume"], ["--resume", "--init", "somewhere"]], ids=lambda argv: " ".join(argv)
+    "argv",
+    [["--minutes", "0"], ["--minutes", "nan"], ["--resume"], ["--resume", "--init", "there"], ["--init", "nowhere"]],
+    ids=" ".join,
 )
 def test_contradictory_options_are_refused_before_anything_is_written(tmp_path, argv):
     from reference.command import run

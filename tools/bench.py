@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from reference.command import OneLineParser, run, write_whole
 from reference.config import KimiConfig, preset
 from reference.errors import UsageError
+from reference.generate import SHIPPED_MODEL
 from reference.presets import PRESETS
 from reference.terminal import note, progress
 
@@ -30,7 +31,6 @@ EXAMPLES = """examples:
   python -m tools.bench --preset tiny --json bench.json
 """
 
-DEFAULT_MODEL = Path(__file__).resolve().parents[1] / "reference" / "nano"
 PROMPT_TOKENS, NEW_TOKENS, REPEATS = 256, 32, 5
 IMAGE_GRID = (1, 16, 16)  # an image of 224 x 224 pixels
 QUIET_LOAD = 0.5  # above this load average, other programs are in the figures
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--model", metavar="DIR", type=Path, default=DEFAULT_MODEL, help="default: the shipped model")
+    source.add_argument("--model", metavar="DIR", type=Path, default=SHIPPED_MODEL, help="default: the shipped model")
     source.add_argument(
         "--preset", metavar="NAME", choices=PRESETS, help=f"random weights instead: {', '.join(PRESETS)}"
     )

@@ -32,9 +32,13 @@ def quantize_coarsely(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class FakeInt4(nn.Module):
-    """weight to the nearest INT4 weight; its gradient is the gradient of the weight itself."""
+    """weight to the nearest INT4 weight; its gradient is the gradient of the weight itself. Inactive: the weight."""
+
+    active = True
 
     def forward(self, weight: Tensor) -> Tensor:
+        if not self.active:
+            return weight  # (O, I)
         with torch.no_grad():
             scale = coarse_scales(weight)  # (O, g)
             integers = round_to_int4(weight, scale).unflatten(-1, (scale.shape[-1], -1))  # (O, g, 32)
@@ -46,3 +50,9 @@ def fake_quantize(model: nn.Module) -> None:
     """Let every routed expert of `model` compute with INT4 weights while training."""
     for name in routed_linears(model):
         parametrize.register_parametrization(model.get_submodule(name), "weight", FakeInt4())
+
+
+def set_active(model: nn.Module, active: bool) -> None:
+    for module in model.modules():
+        if isinstance(module, FakeInt4):
+            module.active = active

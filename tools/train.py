@@ -8,18 +8,20 @@ Muon for the matrices and AdamW for the rest, and balances the experts by their 
 import argparse
 from pathlib import Path
 
-from reference.command import run
-from reference.errors import UsageError
+from reference.command import OneLineParser, run
+from reference.config import read_config_file
+from reference.errors import ConfigError, UsageError
+from reference.presets import preset_dict
 
 EXAMPLES = """examples:
   python -m tools.train --out build/nano --minutes 110
   python -m tools.train --out build/nano --minutes 110 --resume
 """
-STATE_FILE = "training_state.pt"
+PRESET, STATE_FILE = "kimi-k25-nano", "training_state.pt"
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m tools.train", description="Train the shipped model from nothing but this repository.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -30,20 +32,33 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--resume", action="store_true", help="go on from the state in --out")
     args = parser.parse_args(argv)
-    if args.minutes <= 0:
+    check(args)
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise UsageError or ConfigError for options that contradict each other or what lies in the folders."""
+    if not 0 < args.minutes < float("inf"):
         raise UsageError(f"--minutes is {args.minutes}; expected a positive number.")
     if args.resume and args.init:
         raise UsageError("--resume and --init contradict each other: the state already has weights. Give one of them.")
     if args.resume and not (args.out / STATE_FILE).exists():
         raise UsageError(f"{args.out / STATE_FILE}: not there, nothing to resume. Leave out --resume to begin.")
-    return args
+    if not args.resume and (args.out / STATE_FILE).exists():
+        raise UsageError(f"{args.out}: holds a training already. Go on with --resume, or name another folder.")
+    if args.init and read_config_file(args.init / "config.json") != preset_dict(PRESET):
+        raise ConfigError(f"{args.init}: its config.json is not that of {PRESET}. Start from a checkpoint made here.")
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    from tools.trainer import Trainer  # after the options are known to be good: it imports torch
+    import torch
 
+    from tools.trainer import Trainer
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: PyTorch finds no CUDA GPU here. Use --device cpu, or check nvidia-smi.")
+    args.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(args.out, args.seed, args.device, args.init)
     if args.resume:
         trainer.restore()

@@ -23,22 +23,22 @@ from reference.prompt import Processor
 from reference.router import Router
 from reference.stages import observing
 from reference.tokenizer import Tokenizer, write_tokenizer_files
-from tools.curriculum import LEARNING_RATE, draw_example, learning_rate
+from tools.curriculum import LEARNING_RATE, QUANTISED_FROM, draw_example, learning_rate
 from tools.export_tokenizer_json import write_tokenizer_json
 from tools.muon import Muon
 from tools.nano_checkpoint import write_settings, write_weights
-from tools.quantization_aware import fake_quantize
+from tools.quantization_aware import fake_quantize, set_active
+from tools.train import PRESET, STATE_FILE
 from tools.training_batches import IGNORED, Batch, encode_example, micro_batches
 from tools.vocabulary import NAMED_SPECIALS, NUM_RANKS, train_vocabulary
 from tools.worlds.sample import Sample
 
 # B examples   T tokens   n tokens of the replies   E n_routed_experts   K num_experts_per_tok
 
-PRESET = "kimi-k25-nano"
 CHAT_TEMPLATE = SHIPPED_MODEL / "chat_template.jinja"  # for other engines; written by hand, tested against our renderer
-STATE_FILE, CURVE_FILE = "training_state.pt", "training_curve.json"
+CURVE_FILE = "training_curve.json"
 WEIGHT_DECAY = 0.05
-EXAMPLES_PER_STEP = 64
+EXAMPLES_PER_STEP = 32
 MICRO_BATCH_TOKENS = 2048
 BIAS_STEP = 2e-3  # how far a step moves the bias of an expert that is used too much or too little
 SAVE_EVERY_S, CHECK_EVERY_STEPS, CHECK_EXAMPLES = 180, 100, 128
@@ -110,6 +110,7 @@ class Trainer:
         samples = [draw_example(self.seed, self.num_examples + i, progress) for i in range(EXAMPLES_PER_STEP)]
         self.num_examples += EXAMPLES_PER_STEP
         batches = self.batches(samples)
+        set_active(self.model, progress >= QUANTISED_FROM)
         total = sum(batch.weights.sum() for batch in batches)
         loads: dict[str, Tensor] = {}
         loss_sum = 0.0

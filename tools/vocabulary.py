@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from reference.command import run
+from reference.command import OneLineParser, run
 from reference.errors import UsageError
 
 NUM_RANKS = 1024
@@ -159,7 +159,7 @@ def train_vocabulary(num_ranks: int = NUM_RANKS) -> dict[bytes, int]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description="Train the shipped model's vocabulary and write tiktoken.model and tokenizer_config.json.",
         epilog="examples:\n  python -m tools.vocabulary --out reference/nano\n"
         "  python -m tools.vocabulary --out /tmp/vocabulary --num-ranks 512",

@@ -29,7 +29,8 @@ COMMON_BACKGROUNDS = (
 )  # fmt: skip
 
 # Sides in pixels. 28 × 28 pixels make one token, so small canvases make training several times cheaper.
-CANVASES = {"small": (84, 168), "medium": (56, 280), "full": (56, 448)}
+# "plain" is the easiest: shapes that are not small, on a background that tells nothing about them.
+CANVASES = {"plain": (84, 140), "small": (84, 168), "medium": (56, 280), "full": (56, 448)}
 SKILLS = {
     "pictures.describe": 3.0, "pictures.count": 1.5, "pictures.colour": 1.5, "pictures.shape": 1.2,
     "pictures.at": 1.2, "pictures.exists": 1.2, "pictures.place_of": 1.0,
@@ -124,26 +125,26 @@ def draw_scene(rng: random.Random, canvas: str, num_shapes: Sequence[int]) -> Sc
     width, height = rng.randint(low, high), rng.randint(low, high)
     count = rng.choice(num_shapes)
     while True:
-        shapes = draw_shapes(rng, width, height, count)
-        background = shapes and draw_background(rng, shapes)
+        shapes = draw_shapes(rng, width, height, count, ("medium", "large") if canvas == "plain" else tuple(SIZES))
+        background = shapes and (plain_background(shapes) if canvas == "plain" else draw_background(rng, shapes))
         if background:
             return Scene(width, height, background, tuple(sorted(shapes, key=lambda shape: PLACES.index(shape.place))))
 
 
-def draw_shapes(rng: random.Random, width: int, height: int, count: int) -> list[Shape]:
+def draw_shapes(rng: random.Random, width: int, height: int, count: int, sizes: Sequence[str]) -> list[Shape]:
     """`count` shapes in different places that do not touch; an empty list if they did not fit."""
     shapes: list[Shape] = []
     for place in rng.sample(PLACES, count):
-        shape = draw_shape(rng, width, height, place)
+        shape = draw_shape(rng, width, height, place, sizes)
         if any(boxes_touch(shape.box, other.box, gap=2) for other in shapes):
             return []
         shapes.append(shape)
     return shapes
 
 
-def draw_shape(rng: random.Random, width: int, height: int, place: str) -> Shape:
+def draw_shape(rng: random.Random, width: int, height: int, place: str, sizes: Sequence[str]) -> Shape:
     """One shape whose centre lies in `place`, clear of the lines between places."""
-    colour, kind, size = rng.choice(list(COLOURS)), rng.choice(KINDS), rng.choice(list(SIZES))
+    colour, kind, size = rng.choice(list(COLOURS)), rng.choice(KINDS), rng.choice(sizes)
     short = min(width, height)
     extent = max(round(short * SIZES[size] * rng.uniform(0.9, 1.1)), math.ceil(short * SIZES[size] * 0.9))
     extent = min(extent, math.floor(short * SIZES[size] * 1.1))
@@ -178,6 +179,13 @@ def draw_background(rng: random.Random, shapes: Sequence[Shape]) -> tuple[int, i
         if all(math.dist(colour, shape.rgb) >= BACKGROUND_DISTANCE for shape in shapes):
             return colour
     return None
+
+
+def plain_background(shapes: Sequence[Shape]) -> tuple[int, int, int] | None:
+    """White, or else black or grey: the first that is far enough from every shape."""
+    plain = ((255, 255, 255), (0, 0, 0), (128, 128, 128))
+    distances = ((colour, min(math.dist(colour, shape.rgb) for shape in shapes)) for colour in plain)
+    return next((colour for colour, distance in distances if distance >= BACKGROUND_DISTANCE), None)
 
 
 def phrase(place: str, article: str = "at the") -> str:
