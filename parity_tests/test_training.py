@@ -10,8 +10,7 @@ from reference.model import load_model, routed_linears
 from tools import train
 from tools.muon import Muon, orthogonalise
 from tools.quantization_aware import FakeInt4, coarse_scales, quantize_coarsely
-from tools.train import STATE_FILE
-from tools.trainer import Trainer
+from tools.trainer import STATE_FILE, Trainer
 from tools.training_batches import IGNORED, collate, encode_example, micro_batches
 from tools.worlds.sample import draw
 

@@ -17,7 +17,6 @@ EXAMPLES = """examples:
   python -m tools.train --out build/nano --minutes 110
   python -m tools.train --out build/nano --minutes 110 --resume
 """
-PRESET, STATE_FILE = "kimi-k25-nano", "training_state.pt"
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -31,13 +30,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--init", type=Path, help="start from this checkpoint's weights, with a fresh optimiser")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--resume", action="store_true", help="go on from the state in --out")
-    args = parser.parse_args(argv)
-    check(args)
-    return args
+    return parser.parse_args(argv)
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise UsageError or ConfigError for options that contradict each other or what lies in the folders."""
+    """Raise UsageError or ConfigError for options that contradict each other, the machine or the folders."""
+    import torch
+
+    from tools.trainer import PRESET, STATE_FILE
+
     if not 0 < args.minutes < float("inf"):
         raise UsageError(f"--minutes is {args.minutes}; expected a positive number.")
     if args.resume and args.init:
@@ -48,16 +49,15 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.out}: holds a training already. Go on with --resume, or name another folder.")
     if args.init and read_config_file(args.init / "config.json") != preset_dict(PRESET):
         raise ConfigError(f"{args.init}: its config.json is not that of {PRESET}. Start from a checkpoint made here.")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: PyTorch finds no CUDA GPU here. Use --device cpu, or check nvidia-smi.")
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    import torch
-
+    check(args)
     from tools.trainer import Trainer
 
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: PyTorch finds no CUDA GPU here. Use --device cpu, or check nvidia-smi.")
     args.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(args.out, args.seed, args.device, args.init)
     if args.resume:

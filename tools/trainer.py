@@ -28,7 +28,6 @@ from tools.export_tokenizer_json import write_tokenizer_json
 from tools.muon import Muon
 from tools.nano_checkpoint import write_settings, write_weights
 from tools.quantization_aware import fake_quantize, set_active
-from tools.train import PRESET, STATE_FILE
 from tools.training_batches import IGNORED, Batch, encode_example, micro_batches
 from tools.vocabulary import NAMED_SPECIALS, NUM_RANKS, train_vocabulary
 from tools.worlds.sample import Sample
@@ -36,7 +35,8 @@ from tools.worlds.sample import Sample
 # B examples   T tokens   n tokens of the replies   E n_routed_experts   K num_experts_per_tok
 
 CHAT_TEMPLATE = SHIPPED_MODEL / "chat_template.jinja"  # for other engines; written by hand, tested against our renderer
-CURVE_FILE = "training_curve.json"
+PRESET = "kimi-k25-nano"
+STATE_FILE, CURVE_FILE = "training_state.pt", "training_curve.json"
 WEIGHT_DECAY = 0.05
 EXAMPLES_PER_STEP = 32
 MICRO_BATCH_TOKENS = 2048
