@@ -2,7 +2,7 @@
 # To use a Python that has the packages already: make run PYTHON=/path/to/python (nothing is installed then).
 
 IMAGE    ?= docs/examples/shapes.png
-QUESTION ?= Describe this image in detail.
+QUESTION ?= What colour is the circle?
 MODEL    ?= reference/nano
 ARGS     ?=
 

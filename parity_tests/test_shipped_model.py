@@ -22,7 +22,7 @@ FILES = (
     "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
     "preprocessor_config.json", "tiktoken.model", "tokenizer.json", "tokenizer_config.json",
 )  # fmt: skip
-QUESTIONS = {"numbers.add": 8, "numbers.subtract": 8, "pictures.describe": 8, "pictures.colour": 8, "self.who": 2}
+QUESTIONS = {"numbers.add": 12, "numbers.decimals": 12, "self.who": 4, "outside.question": 4}
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +69,13 @@ def test_no_merge_of_the_vocabulary_holds_a_digit(processor: Processor) -> None:
 
 
 def test_it_answers_most_held_out_questions_of_the_easy_kinds(model: nn.Module, processor: Processor) -> None:
-    """A guard against a broken checkpoint, not a measurement: docs/benchmarks has that."""
+    """A guard against a broken checkpoint, with what the model does best. docs/benchmarks has the measurement."""
     samples = held_out()
     prompts = [processor.prompt(sample.messages) for sample in samples]
     replies = generate(model, prompts, max_new_tokens=256, temperature=0, top_p=1, seed=0, stop_ids=processor.stop_ids)
     answers = [read_reply(reply.ids, processor.tokenizer, thinking=True).content for reply in replies]
     right = sum(sample.check(answer) for sample, answer in zip(samples, answers, strict=True))
-    assert right >= len(samples) / 2, f"{right} of {len(samples)}"
+    assert right >= 0.7 * len(samples), f"{right} of {len(samples)}"
 
 
 @pytest.mark.oracle
