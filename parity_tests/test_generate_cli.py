@@ -215,7 +215,6 @@ def refused(outcome: tuple[int, str, str]) -> str:
     (["?", "--messages", "nowhere.json"], "--messages contradicts PROMPT"),
     (["--messages", "a", "--system", "b"], "--messages contradicts --system"),
     (["--messages", "a", "--pdf", "b"], "--messages contradicts --image, --video or --pdf"),
-    (["--messages", "a", "--tools", "b"], "--messages contradicts --tools"),
     ([""], "PROMPT is empty"),
     ([], "stdin is empty"),
     (["a" * 5000], "the prompt has"),
@@ -247,6 +246,16 @@ def test_malformed_conversations_are_refused_in_one_line(command, tmp_path, cont
 def test_a_file_that_is_no_json_is_refused_in_one_line(command, tmp_path):
     (tmp_path / "chat.json").write_bytes(b"\xff{")
     assert "not valid JSON" in refused(command("--messages", tmp_path / "chat.json", script=[]))
+
+
+def test_tools_beside_a_conversation_count_unless_it_has_its_own(command, tmp_path):
+    tools, chat = write_json(tmp_path / "tools.json", TOOLS), tmp_path / "chat.json"
+    write_json(chat, {"messages": [{"role": "user", "content": "?"}], "tools": None})
+    assert command("--messages", chat, "--tools", tools, script=CALL_REPLY)[0] == 0
+    assert "type look = (_: {}) => any;" in command.asked[0]
+    write_json(chat, {"messages": [{"role": "user", "content": "?"}], "tools": TOOLS})
+    complaint = refused(command("--messages", chat, "--tools", tools, script=[]))
+    assert "--messages contradicts --tools" in complaint
 
 
 def test_instant_contradicts_a_file_that_wants_thinking(command, tmp_path):

@@ -101,7 +101,7 @@ def read_request(options: argparse.Namespace) -> tuple[Request, bool]:
 def read_conversation(options: argparse.Namespace) -> tuple[list[Any], list[Any] | None, bool]:
     """Messages, tools and mode from the file of --messages."""
     beside = {"PROMPT": options.prompt is not None, "--system": options.system is not None,
-              "--image, --video or --pdf": options.media, "--tools": options.tools}
+              "--image, --video or --pdf": options.media}
     if given := [name for name, value in beside.items() if value]:
         raise UsageError(f"--messages contradicts {given[0]}; expected one of them. Put everything into the file.")
     file = options.messages
@@ -114,7 +114,12 @@ def read_conversation(options: argparse.Namespace) -> tuple[list[Any], list[Any]
         raise UsageError(f"{file}: thinking is {json.dumps(thinking)}; expected true or false.")
     if thinking and options.instant:
         raise UsageError(f"--instant contradicts \"thinking\": true in {file}; expected one of them. Leave one out.")
-    return content["messages"], read_tools(content.get("tools"), file), thinking
+    tools = read_tools(content.get("tools"), file)
+    if options.tools:
+        if tools:
+            raise UsageError(f"--messages contradicts --tools: {file} declares tools too. Keep one of the two.")
+        tools = read_tools(read_json(options.tools, "the tools"), options.tools)
+    return content["messages"], tools, thinking
 
 
 def read_tools(tools: Any, file: Path) -> list[Any] | None:
