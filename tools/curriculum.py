@@ -22,7 +22,7 @@ MIXTURE = {
     "outside": 0.05,
     "conversation": 0.02,
 }
-QUANTISED_FROM = 0.5  # quantisation-aware from here on: seeing the weights as INT4 slows the beginning down
+QUANTISED_FROM = 0.5  # quantisation-aware from here on
 
 
 def learning_rate(step: int, progress: float) -> float:
