@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   python -m tools.bench --backend all
-  python -m tools.bench --preset mid --backend all --peer transformers --dtype bfloat16 --json bench.json
+  python -m tools.bench --preset tiny --contexts 64,256 --json bench.json
 """
 
 NEW_TOKENS, REPEATS = 32, 5
 IMAGE_GRID = (1, 16, 16)  # an image of 224 x 224 pixels
-QUIET_LOAD, QUIET_WAIT_S = 0.5, 60  # above this load average, other programs are in the figures
+QUIET_LOAD, QUIET_WAIT_S = 0.5, 15  # above this load average, other programs are in the figures
 MEMORY_TEST_BYTES = 2**30  # more than any cache holds
 
 
@@ -191,7 +191,7 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def wait_until_quiet() -> float:
-    """The load average once it is low, or after a minute of waiting, with a warning."""
+    """The load average once it is low, or after a while of waiting, with a warning."""
     deadline = time.monotonic() + QUIET_WAIT_S
     while (load := os.getloadavg()[0]) > QUIET_LOAD and time.monotonic() < deadline:
         time.sleep(1)
