@@ -2,7 +2,7 @@
 # To use a Python that has the packages already: make run PYTHON=/path/to/python (nothing is installed then).
 
 IMAGE    ?= docs/examples/shapes.png
-QUESTION ?= What colour is the circle?
+QUESTION ?= Describe this image in detail.
 MODEL    ?= reference/nano
 ARGS     ?=
 

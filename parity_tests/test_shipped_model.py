@@ -22,7 +22,8 @@ FILES = (
     "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
     "preprocessor_config.json", "tiktoken.model", "tokenizer.json", "tokenizer_config.json",
 )  # fmt: skip
-QUESTIONS = {"numbers.add": 12, "numbers.decimals": 12, "self.who": 4, "outside.question": 4}
+QUESTIONS = {"numbers.add": 12, "numbers.subtract": 12, "numbers.decimals": 6, "self.who": 4, "outside.question": 4}
+NUM_PICTURES = 24  # all kinds of question about one shape
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,9 @@ def processor() -> Processor:
 
 
 def held_out() -> list[Sample]:
-    return [draw(skill, 4, i, "held-out", thinking=True) for skill, count in QUESTIONS.items() for i in range(count)]
+    pictures = [draw("pictures", 4, i, "held-out", thinking=True, num_shapes=[1]) for i in range(NUM_PICTURES)]
+    others = [draw(skill, 4, i, "held-out", thinking=True) for skill, count in QUESTIONS.items() for i in range(count)]
+    return others + pictures
 
 
 def test_every_file_of_a_published_checkpoint_is_there_and_all_are_small() -> None:
@@ -75,7 +78,7 @@ def test_it_answers_most_held_out_questions_of_the_easy_kinds(model: nn.Module, 
     replies = generate(model, prompts, max_new_tokens=256, temperature=0, top_p=1, seed=0, stop_ids=processor.stop_ids)
     answers = [read_reply(reply.ids, processor.tokenizer, thinking=True).content for reply in replies]
     right = sum(sample.check(answer) for sample, answer in zip(samples, answers, strict=True))
-    assert right >= 0.7 * len(samples), f"{right} of {len(samples)}"
+    assert right >= 0.85 * len(samples), f"{right} of {len(samples)}"
 
 
 @pytest.mark.oracle

@@ -9,44 +9,49 @@ from tools.worlds.sample import Sample, draw
 from tools.worlds.task import weighted
 
 LEARNING_RATE, WARMUP_STEPS = 2e-3, 20
-# To see one shape is the hardest thing to learn, and many kinds of question at once hide it: it comes first.
+# To see one shape is the hardest thing to learn, and many kinds of question at once hide it: it comes first, and
+# always with thinking, which names place, size, colour and kind in a fixed order. Then numbers, which come quickly
+# when they are half of everything. Then all of it, with more and more shapes in a picture.
+SEE_UNTIL, COUNT_UNTIL = 0.18, 0.4
 FIRST_MIXTURE = {"pictures.describe": 1}
-SECOND_MIXTURE = {"pictures": 0.4, "numbers.add": 0.28, "numbers.subtract": 0.22, "numbers.decimals": 0.1}
+SECOND_MIXTURE = {"pictures": 0.45, "numbers.add": 0.24, "numbers.subtract": 0.23, "numbers.decimals": 0.08}
 MIXTURE = {
-    "pictures": 0.56,
-    "numbers.add": 0.13,
-    "numbers.subtract": 0.12,
-    "numbers.multiply": 0.03,
-    "numbers.decimals": 0.06,
-    "self": 0.03,
-    "outside": 0.05,
+    "pictures": 0.6,
+    "numbers.add": 0.1,
+    "numbers.subtract": 0.11,
+    "numbers.multiply": 0.07,
+    "numbers.decimals": 0.04,
+    "self": 0.025,
+    "outside": 0.035,
     "conversation": 0.02,
 }
 QUANTISED_FROM = 0.5  # quantisation-aware from here on
 
 
 def learning_rate(step: int, progress: float) -> float:
-    """Warm up, hold, then fall to zero over the last third."""
-    return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, 3 * (1 - progress))
+    """Warm up, hold, then fall to zero over the last 40 %."""
+    return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, (1 - progress) / 0.4)
 
 
 def draw_example(seed: int, index: int, progress: float, split: str = "train") -> Sample:
     """One example. Pictures begin small, plain and with one shape: seeing one makes seeing four possible."""
     rng = random.Random(f"{seed} {index} {split}")
-    mixture = FIRST_MIXTURE if progress < 0.2 else SECOND_MIXTURE if progress < 0.42 else MIXTURE
+    mixture = FIRST_MIXTURE if progress < SEE_UNTIL else SECOND_MIXTURE if progress < COUNT_UNTIL else MIXTURE
     world = weighted(rng, mixture)
     canvas = "full" if split == "held-out" else weighted(rng, canvas_mixture(progress))
-    return draw(world, seed, index, split, canvas=canvas, num_shapes=range(1, most_shapes(progress) + 1))
+    shapes = range(1, most_shapes(progress) + 1)
+    thinking = True if progress < SEE_UNTIL else None  # None mixes both modes
+    return draw(world, seed, index, split, thinking=thinking, canvas=canvas, num_shapes=shapes)
 
 
 def most_shapes(progress: float) -> int:
-    return 1 if progress < 0.42 else 2 if progress < 0.6 else 3 if progress < 0.75 else 4
+    return 1 if progress < COUNT_UNTIL else 2 if progress < 0.55 else 3 if progress < 0.7 else 4
 
 
 def canvas_mixture(progress: float) -> dict[str, float]:
     """Backgrounds of any colour hide the shapes at first, and large pictures cost most."""
-    if progress < 0.2:
+    if progress < SEE_UNTIL:
         return {"plain": 1}
-    if progress < 0.6:
+    if progress < 0.55:
         return {"plain": 0.4, "small": 0.4, "medium": 0.2}
     return {"small": 0.35, "medium": 0.35, "full": 0.3}

@@ -81,6 +81,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--n", type=int, default=200, metavar="N", help="questions per skill (default: 200)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="other seed, other questions (default: 0)")
     parser.add_argument("--instant", action="store_true", help="answer without thinking first")
+    parser.add_argument("--shapes", type=int, choices=(1, 2, 3, 4), metavar="N",
+                        help="pictures with exactly N shapes (default: one to four in turn)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0, greedy")
     parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="when sampling (default: 0.95)")
     parser.add_argument("--max-new-tokens", type=int, default=400, metavar="N",
@@ -161,7 +163,8 @@ def draw_question(skill: str, index: int, options: argparse.Namespace) -> "Sampl
     """Question `index` of this run. Pictures have one to four shapes in turn, so that easy ones do not dominate."""
     from .worlds.sample import draw
 
-    return draw(skill, options.seed, index, "held-out", thinking=not options.instant, num_shapes=[1 + index % 4])
+    shapes = [options.shapes or 1 + index % 4]
+    return draw(skill, options.seed, index, "held-out", thinking=not options.instant, num_shapes=shapes)
 
 
 def batches(n: int, size: int) -> Iterator[range]:

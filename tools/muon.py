@@ -6,6 +6,7 @@ Source: Muon is scalable for LLM training, arXiv 2502.16982, section 2; Kimi K2,
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -30,22 +31,27 @@ class Muon(torch.optim.Optimizer):
     """For weights of two or more axes; a convolution's kernel counts as (out, everything else).
 
     The update is scaled by 0.2 * sqrt(longer side), which matches the size of AdamW's updates, so both share one
-    learning rate. Matrices of one shape are orthogonalised together.
+    learning rate. Matrices of one shape are orthogonalised together; `map_shapes` may run the shapes in threads.
     """
 
-    def __init__(self, params: list[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(
+        self, params: list[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0,
+        map_shapes: Callable = map,
+    ):  # fmt: skip
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.map_shapes = map_shapes
 
-    @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
             for param in group["params"]:
                 if param.grad is not None:
                     by_shape[_matrix_shape(param)].append(param)
-            for params in by_shape.values():
-                self._step_shape(params, group)
+            # Longest first, so that no thread is left alone with the largest work.
+            shapes = sorted(by_shape.values(), key=lambda params: -sum(param.numel() for param in params))
+            list(self.map_shapes(lambda params, group=group: self._step_shape(params, group), shapes))
 
+    @torch.no_grad()
     def _step_shape(self, params: list[Tensor], group: dict) -> None:
         updates = []
         for param in params:

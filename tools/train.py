@@ -27,7 +27,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("build/nano"), help="folder for the checkpoint and the state")
     parser.add_argument("--minutes", type=float, default=110, help="training time in all (default 110)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--init", type=Path, help="start from this checkpoint's weights, with a fresh optimiser")
+    parser.add_argument("--init", type=Path, help="start from this checkpoint's weights, with a fresh optimiser, "
+                             "where the curriculum mixes everything")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--resume", action="store_true", help="go on from the state in --out")
     return parser.parse_args(argv)

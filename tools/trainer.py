@@ -2,8 +2,11 @@
 
 import json
 import sys
+import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -23,7 +26,7 @@ from reference.prompt import Processor
 from reference.router import Router
 from reference.stages import observing
 from reference.tokenizer import Tokenizer, write_tokenizer_files
-from tools.curriculum import LEARNING_RATE, QUANTISED_FROM, draw_example, learning_rate
+from tools.curriculum import COUNT_UNTIL, LEARNING_RATE, QUANTISED_FROM, draw_example, learning_rate
 from tools.export_tokenizer_json import write_tokenizer_json
 from tools.muon import Muon
 from tools.nano_checkpoint import write_settings, write_weights
@@ -39,10 +42,10 @@ PRESET = "kimi-k25-nano"
 STATE_FILE, CURVE_FILE = "training_state.pt", "training_curve.json"
 WEIGHT_DECAY = 0.05
 EXAMPLES_PER_STEP = 32
-MICRO_BATCH_TOKENS = 2048
+MICRO_BATCH_TOKENS = 1024
 BIAS_STEP = 2e-3  # how far a step moves the bias of an expert that is used too much or too little
 SAVE_EVERY_S, CHECK_EVERY_STEPS, CHECK_EXAMPLES = 180, 100, 128
-PROGRESS = ("seed", "step", "num_examples", "elapsed_s", "curve")
+PROGRESS = ("seed", "step", "num_examples", "elapsed_s", "begins_at", "curve")
 
 
 class Trainer:
@@ -55,13 +58,16 @@ class Trainer:
         torch.manual_seed(seed)
         self.model = (starting_model() if init is None else dense_model(init)).to(device).train()
         fake_quantize(self.model)
+        self.threads = one_thread_per_core(device)
         matrices, others = split_parameters(self.model)
+        self.params = matrices + others
         self.optimizers = [
-            Muon(matrices, LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+            Muon(matrices, LEARNING_RATE, weight_decay=WEIGHT_DECAY, map_shapes=self.threads.map),
             torch.optim.AdamW(others, LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0),
         ]
         self.routers = [module for module in self.model.modules() if isinstance(module, Router)]
         self.step, self.num_examples, self.elapsed_s, self.curve = 0, 0, 0.0, []
+        self.begins_at = 0.0 if init is None else COUNT_UNTIL  # a model that knows the easy part goes on behind it
 
     def restore(self) -> None:
         state = torch.load(self.directory / STATE_FILE, map_location=self.device, weights_only=True)
@@ -94,7 +100,7 @@ class Trainer:
         with bar if console.is_terminal else Quiet() as progress:
             shown = progress.add_task("training", total=seconds, completed=self.elapsed_s)
             while self.elapsed_s < seconds:
-                loss = self.train_step(self.elapsed_s / seconds)
+                loss = self.train_step(self.begins_at + (1 - self.begins_at) * self.elapsed_s / seconds)
                 self.elapsed_s = time.monotonic() - began
                 progress.update(shown, completed=self.elapsed_s, description=f"step {self.step}, loss {loss:.3f}")
                 if self.step % CHECK_EVERY_STEPS == 0:
@@ -112,23 +118,27 @@ class Trainer:
         batches = self.batches(samples)
         set_active(self.model, progress >= QUANTISED_FROM)
         total = sum(batch.weights.sum() for batch in batches)
-        loads: dict[str, Tensor] = {}
-        loss_sum = 0.0
-        for batch in batches:
-            with observing(LoadCounter(loads, batch.valid)):
-                logits = self.reply_logits(batch)
-            wanted = batch.targets != IGNORED
+        counter = LoadCounter()
+
+        def gradients(batch: Batch) -> tuple[float, tuple[Tensor | None, ...]]:
+            counter.begin(batch.valid)
+            logits, wanted = self.reply_logits(batch), batch.targets != IGNORED
             losses = F.cross_entropy(logits, batch.targets[wanted], reduction="none")  # (n)
             loss = (losses * batch.weights[wanted]).sum() / total
-            loss.backward()
-            loss_sum += float(loss.detach())
+            return float(loss.detach()), torch.autograd.grad(loss, self.params, allow_unused=True)
+
+        with observing(counter):
+            results = list(self.threads.map(gradients, batches))
+        loss_sum = sum(loss for loss, _ in results)
+        for param, *parts in zip(self.params, *(parts for _, parts in results), strict=True):
+            param.grad = sum_in_order(parts)
         rate = learning_rate(self.step, progress)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        self.balance(loads, rate / LEARNING_RATE)
+        self.balance(counter.total(), rate / LEARNING_RATE)
         self.step += 1
         return loss_sum
 
@@ -153,20 +163,27 @@ class Trainer:
             load = loads[f"layers.{router.layer_index}.router.experts"]  # (E)
             router.e_score_correction_bias.add_((load.mean() - load).sign(), alpha=BIAS_STEP * rate)
 
-    @torch.no_grad()
     def check(self, loss: float) -> dict:
         """Held-out examples at full difficulty: the share whose whole reply the model would have written, per skill."""
         samples = [draw_example(self.seed, self.num_examples + i, 1.0, "held-out") for i in range(CHECK_EXAMPLES)]
-        right, seen, loads = defaultdict(int), defaultdict(int), {}
-        for batch in self.batches(samples):
-            with observing(LoadCounter(loads, batch.valid)):
+        right, seen, counter = defaultdict(int), defaultdict(int), LoadCounter()
+
+        def wrong_rows(batch: Batch) -> list[bool]:
+            counter.begin(batch.valid)
+            with torch.no_grad():  # is per thread
                 logits = self.reply_logits(batch)
             wanted, wrong = batch.targets != IGNORED, torch.zeros_like(batch.targets)  # (B, T) (B, T)
             wrong[wanted] = (logits.argmax(-1) != batch.targets[wanted]).long()
-            for skill, row_is_wrong in zip(batch.skills, wrong.any(dim=1).tolist(), strict=True):
+            return wrong.any(dim=1).tolist()
+
+        batches = self.batches(samples)
+        with observing(counter):
+            results = list(self.threads.map(wrong_rows, batches))
+        for batch, rows in zip(batches, results, strict=True):
+            for skill, row_is_wrong in zip(batch.skills, rows, strict=True):
                 seen[skill] += 1
                 right[skill] += not row_is_wrong
-        worst = max(float(load.max() / load.mean()) for load in loads.values())
+        worst = max(float(load.max() / load.mean()) for load in counter.total().values())
         return {
             "step": self.step,
             "examples": self.num_examples,
@@ -178,17 +195,40 @@ class Trainer:
 
 
 class LoadCounter:
-    """Observer that counts how many real tokens each expert of each layer gets."""
+    """Observer that counts how many real tokens each expert of each layer gets, in several threads at once."""
 
-    def __init__(self, loads: dict[str, Tensor], valid: Tensor):
-        self.loads, self.valid = loads, valid.flatten()
+    def __init__(self) -> None:
+        self.thread = threading.local()  # .valid: which positions of the thread's batch are no padding
+        self.counts: list[tuple[str, Tensor]] = []
+
+    def begin(self, valid: Tensor) -> None:
+        self.thread.valid = valid.flatten()
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
         if name.endswith("router.experts"):
             num_experts = preset_dict(PRESET)["text_config"]["n_routed_experts"]
-            load = tensor[self.valid].flatten().bincount(minlength=num_experts).float()  # (E)
-            self.loads[name] = self.loads[name] + load if name in self.loads else load
+            load = tensor[self.thread.valid].flatten().bincount(minlength=num_experts).float()  # (E)
+            self.counts.append((name, load))
         return tensor
+
+    def total(self) -> dict[str, Tensor]:
+        """Loads (E) by stage name."""
+        loads: dict[str, Tensor] = {}
+        for name, load in self.counts:
+            loads[name] = loads[name] + load if name in loads else load
+        return loads
+
+
+def one_thread_per_core(device: str) -> ThreadPoolExecutor:
+    """Threads that each run whole micro-batches: small matrices gain little from two cores at one product."""
+    cores = torch.get_num_threads() if device == "cpu" else 1
+    return ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
+
+
+def sum_in_order(parts: Iterable[Tensor | None]) -> Tensor | None:
+    """The sum of those that are there; always in the same order, so that a training repeats bit for bit."""
+    there = [part for part in parts if part is not None]
+    return sum(there[1:], start=there[0]) if there else None
 
 
 class Quiet:
