@@ -5,9 +5,13 @@ import json
 import pytest
 import torch
 
+from reference.command import run
+from reference.errors import KimiError
+from reference.generate import SHIPPED_MODEL
 from reference.int4 import dequantize, group_scales
 from reference.model import load_model, routed_linears
 from tools import train
+from tools.curriculum import COUNT_UNTIL
 from tools.muon import Muon, orthogonalise
 from tools.quantization_aware import FakeInt4, coarse_scales, quantize_coarsely
 from tools.trainer import STATE_FILE, Trainer
@@ -130,12 +134,36 @@ def test_the_bias_moves_towards_balance(tmp_path, small_steps):
 
 @pytest.mark.parametrize(
     "argv",
-    [["--minutes", "0"], ["--minutes", "nan"], ["--resume"], ["--resume", "--init", "there"], ["--init", "nowhere"]],
-    ids=" ".join,
+    [["--minutes", "0"], ["--minutes", "nan"], ["--resume"], ["--resume", "--init", "there"], ["--init", "nowhere"],
+     ["--resume", "--seed", "3"], ["--seed", "1" + 26 * "0"], ["--out", __file__]],
+    ids=lambda argv: " ".join(argv[:2])[:20],
 )
 def test_contradictory_options_are_refused_before_anything_is_written(tmp_path, argv):
-    from reference.command import run
-
     out = tmp_path / "out"
     assert run(lambda: train.main(["--out", str(out), *argv])) == 2
     assert not (out / STATE_FILE).exists()
+
+
+def test_a_damaged_state_is_refused_in_one_line(tmp_path, small_steps, capsys):
+    Trainer(tmp_path, 1, "cpu", None).save()
+    state = (tmp_path / STATE_FILE).read_bytes()
+    for damaged in (state[: len(state) // 2], b"hello", b""):
+        (tmp_path / STATE_FILE).write_bytes(damaged)
+        assert run(lambda: train.main(["--out", str(tmp_path), "--minutes", "0.1", "--resume"])) == 2
+        message = capsys.readouterr().err
+        assert "is no state of this training" in message and message.count("\n") == 1
+
+
+def test_a_resumed_training_keeps_its_vocabulary_and_its_place_in_the_curriculum(tmp_path, small_steps):
+    first = Trainer(tmp_path, 1, "cpu", SHIPPED_MODEL)
+    assert first.begins_at == COUNT_UNTIL
+    first.save()
+    (tmp_path / "tiktoken.model").write_text("not what would be trained today")
+    with pytest.raises(KimiError):
+        Trainer(tmp_path, 1, "cpu", None)  # it read that file, and found no vocabulary in it
+    assert (tmp_path / "tiktoken.model").read_text() == "not what would be trained today"
+    (tmp_path / "tiktoken.model").write_bytes((SHIPPED_MODEL / "tiktoken.model").read_bytes())
+    resumed = Trainer(tmp_path, 1, "cpu", None)
+    assert resumed.begins_at == 0
+    resumed.restore()
+    assert resumed.begins_at == COUNT_UNTIL

@@ -209,10 +209,12 @@ def print_report(scores: Sequence[Score], options: argparse.Namespace, arguments
         command = " ".join(["python -m tools.evaluate", *arguments])
         print(json.dumps({
             "command": command, "model": str(options.model), "backend": options.backend, "mode": mode,
-            "temperature": options.temperature, "seed": options.seed, "n_per_skill": options.n, "skills": rows,
+            "temperature": options.temperature, "seed": options.seed, "shapes": options.shapes or "one to four",
+            "n_per_skill": options.n, "skills": rows,
         }, ensure_ascii=False, indent=1))
         return
-    print(f"{mode} mode, temperature {options.temperature:g}, seed {options.seed}, held-out questions")
+    shapes = f", pictures with {options.shapes}" if options.shapes else ""
+    print(f"{mode} mode, temperature {options.temperature:g}, seed {options.seed}, held-out questions{shapes}")
     print(f"{'skill':<20} {'accuracy':>9}  {'95 % interval':<16} {'n':>6}")
     for row in rows:
         low, high = row["interval_95"]

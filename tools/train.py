@@ -12,6 +12,7 @@ from reference.command import OneLineParser, run
 from reference.config import read_config_file
 from reference.errors import ConfigError, UsageError
 from reference.presets import preset_dict
+from reference.request import check_seed
 
 EXAMPLES = """examples:
   python -m tools.train --out build/nano --minutes 110
@@ -26,11 +27,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("build/nano"), help="folder for the checkpoint and the state")
     parser.add_argument("--minutes", type=float, default=110, help="training time in all (default 110)")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, help="other seed, other weights and examples (default 1)")
     parser.add_argument("--init", type=Path, help="start from this checkpoint's weights, with a fresh optimiser, "
                              "where the curriculum mixes everything")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--resume", action="store_true", help="go on from the state in --out")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on from the state in --out, which is saved every three minutes")
     return parser.parse_args(argv)
 
 
@@ -42,12 +44,20 @@ def check(args: argparse.Namespace) -> None:
 
     if not 0 < args.minutes < float("inf"):
         raise UsageError(f"--minutes is {args.minutes}; expected a positive number.")
+    check_seed(args.seed or 0)
+    if args.out.exists() and not args.out.is_dir():
+        raise UsageError(f"--out {args.out}: is a file; expected a folder. Name another one.")
+    if args.resume and args.seed is not None:
+        raise UsageError("--resume and --seed contradict each other: the state already has a seed. Leave --seed out.")
     if args.resume and args.init:
         raise UsageError("--resume and --init contradict each other: the state already has weights. Give one of them.")
     if args.resume and not (args.out / STATE_FILE).exists():
         raise UsageError(f"{args.out / STATE_FILE}: not there, nothing to resume. Leave out --resume to begin.")
     if not args.resume and (args.out / STATE_FILE).exists():
         raise UsageError(f"{args.out}: holds a training already. Go on with --resume, or name another folder.")
+    for name in ("tiktoken.model", "tokenizer_config.json") if args.init else ():
+        if not (args.init / name).exists():
+            raise ConfigError(f"{args.init}: {name} is missing. Start from a whole checkpoint made here.")
     if args.init and read_config_file(args.init / "config.json") != preset_dict(PRESET):
         raise ConfigError(f"{args.init}: its config.json is not that of {PRESET}. Start from a checkpoint made here.")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -60,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     from tools.trainer import Trainer
 
     args.out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(args.out, args.seed, args.device, args.init)
+    trainer = Trainer(args.out, 1 if args.seed is None else args.seed, args.device, args.init)
     if args.resume:
         trainer.restore()
     trainer.train(args.minutes * 60)

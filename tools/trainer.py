@@ -1,6 +1,7 @@
 """The training loop behind `tools.train`: curriculum, optimisers, expert balance, state, learning curve."""
 
 import json
+import pickle
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from reference.chat_template import IM_END
 from reference.command import write_whole
 from reference.config import KimiConfig
+from reference.errors import CheckpointError
 from reference.generate import SHIPPED_MODEL
 from reference.int4 import Int4Linear, dequantize
 from reference.model import KimiModel, load_model
@@ -53,10 +55,11 @@ class Trainer:
 
     def __init__(self, directory: Path, seed: int, device: str, init: Path | None):
         self.directory, self.seed, self.device = directory, seed, device
-        write_small_files(directory, init)
-        self.processor = Processor.from_directory(directory)
         torch.manual_seed(seed)
         self.model = (starting_model() if init is None else dense_model(init)).to(device).train()
+        if not (directory / STATE_FILE).exists():  # a state goes with the vocabulary that stands beside it
+            write_small_files(directory, init)
+        self.processor = Processor.from_directory(directory)
         fake_quantize(self.model)
         self.threads = one_thread_per_core(device)
         matrices, others = split_parameters(self.model)
@@ -70,12 +73,18 @@ class Trainer:
         self.begins_at = 0.0 if init is None else COUNT_UNTIL  # a model that knows the easy part goes on behind it
 
     def restore(self) -> None:
-        state = torch.load(self.directory / STATE_FILE, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(values)
-        for name in PROGRESS:
-            setattr(self, name, state[name])
+        """Go on from the state in the folder. Raises CheckpointError if it is damaged."""
+        file = self.directory / STATE_FILE
+        try:
+            state = torch.load(file, map_location=self.device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(values)
+            for name in PROGRESS:
+                setattr(self, name, state[name])
+        except (RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{file}: is no state of this training ({type(error).__name__}). Begin again in "
+                                  "another folder, with --init if there is a checkpoint.") from None
 
     def save(self) -> None:
         state = {
