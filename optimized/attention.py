@@ -59,6 +59,8 @@ class MultiHeadLatentAttention(plain.MultiHeadLatentAttention):
         key = torch.cat([k_nope, k_pe[:, :, None].expand(-1, -1, self.num_heads, -1)], dim=-1)  # (B, S, H, N+P)
         query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))  # (B, H, T or S, ...)
         if step.flex is not None:
+            # Inductor's CPU form fails, or even errs, on the strides of transposed tensors.
+            query, key, value = (tensor.contiguous() for tensor in (query, key, value))
             heads = flex_attention(query, key, value, block_mask=step.flex, scale=self.scale)  # (B, H, T, V)
         else:
             heads = _fused_products(query, key, value, visible(step, query.shape[2]), self.scale)  # (B, H, T, V)
@@ -82,7 +84,7 @@ class MultiHeadLatentAttention(plain.MultiHeadLatentAttention):
         groups = FLEX_KV_GROUPS if self.num_heads % FLEX_KV_GROUPS == 0 else 1
         key = latent_key[:, None].expand(-1, groups, -1, -1)  # (B, groups, S, R+P)
         value = key[..., : self.latent_sizes[0]]  # (B, groups, S, R)
-        options = HOPPER_DECODE if query.is_cuda else None
+        options = HOPPER_DECODE if query.is_cuda and torch.cuda.get_device_capability(query.device) >= (9, 0) else None
         mixed = flex_attention(
             query.transpose(1, 2), key, value, block_mask=step.flex, scale=self.scale, enable_gqa=True,
             kernel_options=options,

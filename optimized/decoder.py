@@ -108,4 +108,4 @@ class LanguageModel(plain.LanguageModel):
             return self.attention
         if form == "absorbed":
             return capability.decode_attention(device)
-        return capability.prefill_attention(device, is_compiled=self.compiled is not None)
+        return capability.prefill_attention(is_compiled=self.compiled is not None)

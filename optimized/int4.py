@@ -4,10 +4,10 @@ The reference writes an expert's unpacked weights to memory and multiplies them 
 float32. Here the nibbles are widened in registers, so a decoded token reads 4.5 bits a weight and nothing more.
 
     words   the published int32 words (O, I/8) and bfloat16 scales (O, I/32), read as they are
-    tiles   what PyTorch's CPU operator reads: S neighbouring outputs side by side, uint8 (O, I/2), with
-            scale and zero of each group in the dtype of the run, (I/32, O, 2)
+    tiles   what the CPU operator of PyTorch reads: S outputs side by side, uint8 (O, I/2), with the scale and zero of
+            each group in the dtype of the run, (I/32, O, 2)
 
-A CPU keeps tiles and lets the words go; `to_words` gives them back bit for bit. `optimized/moe.py` builds the custom op.
+A CPU keeps tiles and lets the words go; `to_words` gives them back bit for bit. `optimized/moe.py` builds the operator.
 """
 
 import functools
