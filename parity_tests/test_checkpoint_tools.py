@@ -25,10 +25,13 @@ from parity_tests.checkpoints import (
 from reference.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from reference.command import BAD_INPUT, CHECK_FAILED, DONE, run
 from reference.config import preset
+from reference.generate import SHIPPED_MODEL
 from reference.model import build_model, load_model, routed_linears
 from reference.presets import PRESETS, preset_dict
 from reference.stages import observing
-from tools import bench, compare_dumps, dump_activations, inspect_checkpoint, quantize
+from tools import bench, bench_models, compare_dumps, dump_activations, inspect_checkpoint, quantize
+from tools.bench_engines import engine_builders
+from tools.bench_models import Weights, published_weights
 
 ROOT, GOLDEN = Path(__file__).parents[1], Path(__file__).parent / "golden" / "model"
 GRIDS = [(1, 4, 6), (2, 2, 4)]
@@ -500,26 +503,62 @@ def test_dump_refuses_what_it_cannot_run(call: Program, tmp_path: Path, dense: P
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"PROMPT_TOKENS": 7, "NEW_TOKENS": 2, "REPEATS": 3}.items():
+    for name, value in {"NEW_TOKENS": 2, "REPEATS": 3, "QUIET_WAIT_S": 0, "MEMORY_TEST_BYTES": 2**20}.items():
         monkeypatch.setattr(bench, name, value)
 
 
 @pytest.mark.usefixtures("short")
 def test_bench_reports_medians_with_spread(call: Program, int4: Path, tmp_path: Path) -> None:
-    code, out, _ = call(bench, "--model", int4, "--json", tmp_path / "bench.json")
-    report = json.loads((tmp_path / "bench.json").read_text())
-    assert code == DONE and "decode_tok_s" in out
-    assert set(report["figures"]) == {"prefill_tok_s", "decode_tok_s", "time_to_first_token_s", "images_per_s"}
-    assert all(0 < figure["min"] <= figure["median"] <= figure["max"] for figure in report["figures"].values())
-    assert report["checkpoint_bytes"] == (int4 / SINGLE_FILE).stat().st_size and report["peak_rss_mb"] > 50
+    code, out, _ = call(bench, "--model", int4, "--backend", "all", "--contexts", "7,9", "--json", tmp_path / "b.json")
+    report = json.loads((tmp_path / "b.json").read_text())
+    names = ["reference", "optimized INT4", "optimized float32"]
+    assert code == DONE and all(name in out for name in names)
+    for engines in report["contexts"].values():
+        assert list(engines) == names
+        for figures in engines.values():
+            assert figures.pop("gb_per_s") > 0
+            assert set(figures) == {"prefill_tok_s", "decode_tok_s", "time_to_first_token_s"}
+            assert all(0 < figure["min"] <= figure["median"] <= figure["max"] for figure in figures.values())
+    assert list(report["contexts"]) == ["7", "9"] and report["bandwidth_gb_s"] > 0
+    assert all(engine["images_per_s"]["median"] > 0 for engine in report["engines"].values())
+    assert 0 < (int4 / SINGLE_FILE).stat().st_size - report["checkpoint_bytes"] < 2**16  # the header
+    assert report["peak_rss_mb"] > 50
     assert report["quiet"] == (report["load_average_before"] <= 0.5) and ("not quiet" in out) != report["quiet"]
 
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bench_runs_a_small_preset_with_random_weights(call: Program, dtype: str) -> None:
-    code, out, _ = call(bench, "--preset", "tiny", "--dtype", dtype)
-    assert code == DONE and "images_per_s" in out
+    code, out, _ = call(bench, "--preset", "tiny", "--backend", "all", "--contexts", "5", "--dtype", dtype)
+    assert code == DONE and "images/s" in out
+
+
+@pytest.mark.oracle
+@pytest.mark.usefixtures("short")
+def test_bench_measures_transformers_on_the_same_weights(call: Program) -> None:
+    code, out, _ = call(bench, "--peer", "transformers", "--contexts", "5")
+    assert code == DONE and "transformers" in out
+
+
+def test_peer_computes_what_the_reference_does() -> None:
+    """A bench of two engines that do different work would say nothing."""
+    weights, ids = published_weights(SHIPPED_MODEL), torch.randint(0, 1000, (1, 20))
+    builders = engine_builders(weights, torch.float32, "all", "transformers", compiled=False)
+    with torch.inference_mode():
+        said = []
+        for _, _, build in builders:
+            session = build().begin(40)
+            token = session(ids)
+            said.append([token.item(), *((token := session(token)).item() for _ in range(12))])
+    assert len(said) == 4 and all(tokens == said[0] for tokens in said)
+
+
+def test_bytes_of_a_decoded_token_are_those_of_the_published_model() -> None:
+    """63.4 GB with bfloat16 experts, 32.99 GB with INT4: 8 of 384 experts, no embedding, no cache, no vision."""
+    config = preset("kimi-k2.5")
+    weights = Weights(config, {}, build_model(config).state_dict())
+    assert weights.bytes_per_token(16, 2) / 1e9 == pytest.approx(63.4, abs=0.05)
+    assert weights.bytes_per_token(4.5, 2) / 1e9 == pytest.approx(32.99, abs=0.03)
 
 
 def last_line(outcome: tuple[int, str, str]) -> str:
@@ -528,15 +567,18 @@ def last_line(outcome: tuple[int, str, str]) -> str:
 
 
 def test_bench_refuses_a_preset_larger_than_memory(call: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "available_bytes", lambda: 16 * 2**30)
+    monkeypatch.setattr(bench_models, "available_bytes", lambda: 16 * 2**30)
+    monkeypatch.setattr(bench, "QUIET_WAIT_S", 0)
     line = last_line(call(bench, "--preset", "kimi-vl-a3b"))
-    assert "needs 61.1 GiB of memory for weights alone, 16.0 GiB are available" in line
+    assert "of memory for weights alone, 16.0 GiB are available" in line
 
 
 def test_bench_refuses_contradictions(call: Program, tmp_path: Path) -> None:
     assert "not allowed with" in last_line(call(bench, "--preset", "tiny", "--model", tmp_path))
     assert "no such folder" in last_line(call(bench, "--model", tmp_path / "none"))
-    assert "--preset: random weights" in last_line(call(bench, "--preset", "tiny", "--backend", "optimized"))
+    assert "unknown; expected" in last_line(call(bench, "--preset", "tinier"))
+    assert "expected whole numbers" in last_line(call(bench, "--contexts", "many"))
+    assert "expected at least 1 token" in last_line(call(bench, "--contexts", "0"))
 
 
 @pytest.mark.parametrize("program", [inspect_checkpoint, quantize, dump_activations, compare_dumps, bench])

@@ -121,11 +121,12 @@ def test_links_lead_to_files(document):
     assert [target for target in local if not (document.parent / target).exists()] == []
 
 
-@pytest.mark.parametrize("package", ["reference", "tools"])
+@pytest.mark.parametrize("package", ["reference", "optimized", "tools"])
 def test_readme_maps_every_file(package):
     """One line per file, none for a file that is gone."""
     tables = README.partition("## Where things are")[2].partition("\n## ")[0]
-    here = tables.partition("`tools/`, programs")[0 if package == "reference" else 2]
+    parts = re.split(r"^`(reference|optimized|tools)/`, ", tables, flags=re.MULTILINE)
+    here = "".join(text for name, text in zip(parts[1::2], parts[2::2], strict=True) if name == package)
     mapped = re.findall(r"^\| `(\w+\.py)` \|", here, flags=re.MULTILINE)
     present = [path.name for path in (ROOT / package).glob("*.py") if path.name != "__init__.py"]
     assert sorted(mapped) == sorted(present)

@@ -362,7 +362,6 @@ def test_wilson_intervals_agree_with_published_values():
     ("arguments", "words"),
     [
         (["--skill", "cooking"], "no such skill"),
-        (["--backend", "optimized"], "Use --backend reference"),
         (["--n", "0"], "at least 1"),
         (["--model", "nowhere"], "nowhere"),
     ],

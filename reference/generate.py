@@ -21,7 +21,7 @@ SHIPPED_MODEL = Path(__file__).parent / "nano"
 Load = Callable[[Path, "torch.dtype", str], "torch.nn.Module"]
 
 
-def parse(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
+def build_parser(program: str) -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f'examples:\n  {program} "What is 482 + 379?"\n'
@@ -50,14 +50,14 @@ def parse(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on cuda, float32 on cpu")
     parser.add_argument("--json", action="store_true", help="print one JSON object with message, usage and timing")
     parser.add_argument("--quiet", action="store_true", help="nothing on stderr: no thinking, progress or speed")
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None, load: Load | None = None,
-         program: str = "python -m reference.generate") -> int:
-    """`load(directory, dtype, device)` makes the model; by default the reference one."""
+         parser: argparse.ArgumentParser | None = None) -> int:
+    """`load(directory, dtype, device)` makes the model, the reference one if not given; `parser` may know more."""
     started = time.perf_counter()
-    options = parse(argv, program)
+    options = (parser or build_parser("python -m reference.generate")).parse_args(argv)
     sys.stderr.reconfigure(encoding="utf-8", errors="replace")
     request, is_chat = read_request(options)
 

@@ -52,7 +52,7 @@ def generate(model: torch.nn.Module, prompts: Sequence[Prompt], *, max_new_token
     """
     check_max_new_tokens(max_new_tokens)
     context = model.config.text.max_position_embeddings
-    limits = [min(max_new_tokens, _room(len(prompt.input_ids), context)) for prompt in prompts]
+    limits = [min(max_new_tokens, room(len(prompt.input_ids), context)) for prompt in prompts]
     sampler = Sampler(temperature, top_p, [seed] * len(prompts) if isinstance(seed, int) else seed)
     results, stop_ids = [Generated() for _ in prompts], frozenset(stop_ids)
     if not prompts:
@@ -77,7 +77,7 @@ def generate(model: torch.nn.Module, prompts: Sequence[Prompt], *, max_new_token
         logits = batch.step([sampled[position] for position in running])  # (R, V)
 
 
-def _room(num_prompt_tokens: int, context: int) -> int:
+def room(num_prompt_tokens: int, context: int) -> int:
     """New tokens that fit behind a prompt."""
     if num_prompt_tokens >= context:
         raise TemplateError(f"the prompt has {num_prompt_tokens} tokens, the model's context {context}; expected room "

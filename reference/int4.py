@@ -97,8 +97,8 @@ class Int4Linear(nn.Module):
 
 
 def set_int4_product(model: nn.Module, product: str) -> None:
-    """Choose the product convention of `dequantize` for every INT4 linear of a model."""
+    """Choose the product convention of `dequantize` for every module of a model that multiplies INT4 weights."""
     assert product in PRODUCTS, product
     for module in model.modules():
-        if isinstance(module, Int4Linear):
+        if hasattr(module, "product"):
             module.product = product

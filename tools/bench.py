@@ -1,78 +1,64 @@
-"""Measure prefill, decoding, vision and memory of a model on this machine."""
+"""Measure prefill, decoding, vision and memory, of several engines side by side on the same weights.
+
+Every round asks each engine in turn, so that a machine that slows down slows all of them; each figure is the median of
+the rounds, after one to warm up. Figures of different runs do not compare.
+"""
 
 import argparse
 import json
-import math
 import os
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reference.command import OneLineParser, run, write_whole
-from reference.config import KimiConfig, preset
+from reference.config import KimiConfig
 from reference.errors import UsageError
 from reference.generate import SHIPPED_MODEL
 from reference.presets import PRESETS
-from reference.terminal import note, progress
+from reference.terminal import note, peak_rss_mb, progress
 
-from .dump_activations import load_backend
-from .inspect_checkpoint import Entry, stored_as_published
+from .bench_models import Weights, available_bytes, published_weights, random_weights
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from .bench_engines import Engine
 
 EXAMPLES = """examples:
-  python -m tools.bench
-  python -m tools.bench --preset tiny --json bench.json
+  python -m tools.bench --backend all
+  python -m tools.bench --preset tiny --contexts 64,256 --json bench.json
 """
 
-PROMPT_TOKENS, NEW_TOKENS, REPEATS = 256, 32, 5
+NEW_TOKENS, REPEATS = 32, 5
 IMAGE_GRID = (1, 16, 16)  # an image of 224 x 224 pixels
-QUIET_LOAD = 0.5  # above this load average, other programs are in the figures
+QUIET_LOAD, QUIET_WAIT_S = 0.5, 15  # above this load average, other programs are in the figures
+MEMORY_TEST_BYTES = 2**30  # more than any cache holds
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = OneLineParser(
-        prog="python -m tools.bench",
-        description=f"{__doc__} Each figure is the median of {REPEATS} rounds after one to warm up.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--model", metavar="DIR", type=Path, default=SHIPPED_MODEL, help="default: the shipped model")
-    source.add_argument(
-        "--preset", metavar="NAME", choices=PRESETS, help=f"random weights instead: {', '.join(PRESETS)}"
-    )
-    parser.add_argument("--backend", choices=("reference", "optimized"), default="reference")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the report there, too")
-    args = parser.parse_args(argv)
-
-    load_average = os.getloadavg()[0]
-    start = time.perf_counter()
-    with progress("loading", quiet=False):
-        model, weight_bytes = load(args)
-    load_s = time.perf_counter() - start
-    if load_average > QUIET_LOAD:
-        note(f"warning: load average {load_average:.1f}, the machine is not quiet: expect slower and wider figures")
+    args = parse(argv)
+    load_average = wait_until_quiet()
+    with progress("building the weights", quiet=False):
+        weights = random_weights(args.preset) if args.preset else published_weights(args.model)
+    report = machine(load_average) | {
+        "model": args.preset or str(args.model),
+        "dtype": args.dtype,
+        "checkpoint_bytes": weights.nbytes,
+        "new_tokens": NEW_TOKENS,
+        "repeats": REPEATS,
+    }
     with progress("measuring", quiet=False):
-        report = machine(load_average) | {
-            "model": args.preset or str(args.model),
-            "backend": args.backend,
-            "dtype": args.dtype,
-            "checkpoint_bytes": weight_bytes,
-            "load_s": load_s,
-            "prompt_tokens": PROMPT_TOKENS,
-            "new_tokens": NEW_TOKENS,
-            "repeats": REPEATS,
-            "figures": measure(model),
-            "peak_rss_mb": peak_rss_mb(),
+        engines = build_engines(weights, args)
+        report["bandwidth_gb_s"] = memory_bandwidth()
+        report["contexts"] = {context: measure(engines, weights, context) for context in args.contexts}
+        report["engines"] = {
+            engine.name: {"load_s": engine.load_s, "compile_s": engine.compile_s, "images_per_s": images_per_s}
+            for engine, images_per_s in zip(engines, measure_images(engines, weights.config), strict=True)
         }
+    report["peak_rss_mb"] = peak_rss_mb()
     if args.json:
         with write_whole(args.json) as temporary:
             temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -80,110 +66,118 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def load(args: argparse.Namespace) -> tuple["nn.Module", int]:
-    """The model to measure, and how many bytes its weights take in the published layout."""
-    import torch
-
-    dtype = getattr(torch, args.dtype)
-    if args.preset and args.backend == "optimized":
-        raise UsageError("--preset: random weights exist for the reference only. Use --backend reference.")
-    if args.preset:
-        return random_model(args.preset, dtype)
-    model = load_backend(args.backend, args.model, dtype, "cpu")
-    return model, sum(path.stat().st_size for path in args.model.glob("*.safetensors"))
-
-
-def random_model(name: str, dtype: "torch.dtype") -> tuple["nn.Module", int]:
-    """A preset with random weights, packed where it is published packed. Raises UsageError if memory is too small."""
-    import torch
-
-    from reference.model import build_model
-
-    config = preset(name)
-    stored = stored_as_published(config)
-    needed = sum(bytes_in_memory(name, entry, dtype) for name, entry in stored.items())
-    available = available_bytes()
-    if needed > available:
-        raise UsageError(
-            f"--preset {name}: needs {needed / 2**30:,.1f} GiB of memory for weights alone, "
-            f"{available / 2**30:,.1f} GiB are available. Use --preset tiny, or --model for the shipped model."
-        )
-    model = build_model(config)
-    torch.manual_seed(0)
-    state = {name: random_like(name, tensor, dtype) for name, tensor in model.state_dict().items()}
-    model.load_state_dict(state, assign=True)
-    return model, sum(entry.size_bytes for entry in stored.values())
-
-
-def bytes_in_memory(name: str, entry: Entry, dtype: "torch.dtype") -> int:
-    """As the loader does it: packed words and scales stay as they are, other weights become the dtype of the run."""
-    if name.endswith("_scale_inv"):
-        return 0
-    stays = entry.dtype in ("I32", "F32") or name.endswith(".weight_scale")
-    return entry.size_bytes if stays else math.prod(entry.shape) * dtype.itemsize
-
-
-def available_bytes() -> int:
-    """Memory that programs can still have; where the system does not say, all there is."""
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog="python -m tools.bench", description=__doc__, epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--model", metavar="DIR", type=Path, default=SHIPPED_MODEL, help="default: the shipped model")
+    source.add_argument(
+        "--preset", metavar="NAME",
+        help=f"random weights instead: {', '.join(PRESETS)}, mid, or k2.5-layers-N for N layers of K2.5's full width",
+    )  # fmt: skip
+    parser.add_argument("--backend", choices=("reference", "optimized", "all"), default="reference")
+    parser.add_argument("--peer", choices=("transformers",), help="measure it, too (dev extra)")
+    parser.add_argument("--compile", action="store_true", help="measure the compiled forms, too; takes minutes")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--contexts", metavar="N,...", default="256", help="prompt lengths to measure (default: 256)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the report there, too")
+    args = parser.parse_args(argv)
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        args.contexts = [int(text) for text in args.contexts.split(",")]
+    except ValueError:
+        raise UsageError(f"--contexts {args.contexts}: expected whole numbers with commas, like 256,2048.") from None
+    if min(args.contexts) < 1:
+        raise UsageError(f"--contexts {min(args.contexts)}: expected at least 1 token.")
+    return args
 
 
-def random_like(name: str, meta: "Tensor", dtype: "torch.dtype") -> "Tensor":
-    """Values of a plausible size, so that nothing overflows and every expert is chosen by someone."""
+def build_engines(weights: Weights, args: argparse.Namespace) -> list["Engine"]:
+    """What was asked for and fits into memory. Raises UsageError if the peer is not installed or nothing fits."""
     import torch
 
-    if name.endswith(".weight_packed"):
-        return torch.randint(-(2**31), 2**31 - 1, meta.shape, dtype=torch.int32)
-    if name.endswith((".weight_scale", ".weight_shape")):
-        return torch.full(meta.shape, 0.01 if meta.is_floating_point() else 0, dtype=meta.dtype)
-    return 0.02 * torch.randn(meta.shape, dtype=torch.float32 if name.endswith("e_score_correction_bias") else dtype)
+    from .bench_engines import engine_builders
+
+    engines, dtype = [], getattr(torch, args.dtype)
+    for name, needed_bytes, build in engine_builders(weights, dtype, args.backend, args.peer, args.compile):
+        if needed_bytes > available_bytes():
+            note(f"{name} is left out: it needs {needed_bytes / 2**30:,.1f} GiB of memory for its weights")
+            continue
+        start = time.perf_counter()
+        engine = build()
+        engine.name, engine.load_s = name, time.perf_counter() - start
+        engines.append(engine)
+    if not engines:
+        raise UsageError("no engine fits into memory. Choose a smaller preset, or --backend optimized alone.")
+    return engines
 
 
-def measure(model: "nn.Module") -> dict[str, dict[str, float]]:
-    """Median, least and most of every figure."""
+def measure(engines: list["Engine"], weights: Weights, context: int) -> dict[str, dict[str, Any]]:
+    """Figures of every engine for prompts of `context` tokens."""
     import torch
 
-    config: KimiConfig = model.config
+    text = weights.config.text
+    prompt = torch.randint(text.vocab_size, (1, context), generator=torch.Generator().manual_seed(0))  # (1, T)
+    placeholder = weights.config.media_placeholder_token_id
+    prompt[prompt == placeholder] = 0
+    rounds: dict[str, list[dict[str, float]]] = {engine.name: [] for engine in engines}
     with torch.inference_mode():
-        generator = torch.Generator().manual_seed(0)
-        prompt = torch.randint(config.text.vocab_size, (1, PROMPT_TOKENS), generator=generator)  # (B, T)
-        rounds = repeat(lambda: one_answer(model, prompt))
-        figures = {name: summary([figures[name] for figures in rounds]) for name in rounds[0]}
-        if config.vision is not None:
-            size = config.vision.patch_size
-            t, h, w = IMAGE_GRID
-            pixels = torch.randn((t * h * w, 3, size, size), generator=generator)
-            grids = torch.tensor([IMAGE_GRID])
-            rounds = repeat(lambda: {"images_per_s": 1 / seconds(lambda: model.media_features(pixels, grids))})
-            figures["images_per_s"] = summary([figures["images_per_s"] for figures in rounds])
-    return figures
+        for i in range(REPEATS + 1):
+            for engine in engines:
+                figures = one_answer(engine, prompt)
+                if i == 0:
+                    engine.compile_s += figures["time_to_first_token_s"] if engine.is_compiled else 0.0
+                else:
+                    rounds[engine.name].append(figures)
+    bandwidth_bound = {engine.name: weights.bytes_per_token(engine.expert_bits, engine.itemsize) for engine in engines}
+    report = {}
+    for name, found in rounds.items():
+        report[name] = {key: summary([figures[key] for figures in found]) for key in found[0]}
+        report[name]["gb_per_s"] = bandwidth_bound[name] * report[name]["decode_tok_s"]["median"] / 1e9
+    return report
 
 
-def repeat(one_round: Callable[[], dict[str, float]]) -> list[dict[str, float]]:
-    one_round()  # warms caches and allocators up
-    return [one_round() for _ in range(REPEATS)]
-
-
-def one_answer(model: "nn.Module", prompt: "Tensor") -> dict[str, float]:
+def one_answer(engine: "Engine", prompt: "Tensor") -> dict[str, float]:
     """Read the prompt, then write NEW_TOKENS greedily, as generation does."""
-    cache = model.new_cache(1)
     start = time.perf_counter()
-    token = model(prompt, cache=cache, last_only=True).argmax(dim=-1)
-    token.item()
+    session = engine.begin(prompt.shape[1] + NEW_TOKENS + 1)
+    token = session(prompt)
     first = time.perf_counter()
     for _ in range(NEW_TOKENS):
-        token = model(token, cache=cache, last_only=True).argmax(dim=-1)
-        token.item()
+        token = session(token)
     end = time.perf_counter()
     return {
-        "prefill_tok_s": PROMPT_TOKENS / (first - start),
+        "prefill_tok_s": prompt.shape[1] / (first - start),
         "decode_tok_s": NEW_TOKENS / (end - first),
         "time_to_first_token_s": first - start,
     }
+
+
+def measure_images(engines: list["Engine"], config: KimiConfig) -> list[dict[str, float] | None]:
+    """Images per second through tower and projector; None for engines without them."""
+    import torch
+
+    if config.vision is None:
+        return [None] * len(engines)
+    size, (t, h, w) = config.vision.patch_size, IMAGE_GRID
+    pixels = torch.randn((t * h * w, 3, size, size), generator=torch.Generator().manual_seed(0))
+    grids, rounds = torch.tensor([IMAGE_GRID]), [[] for _ in engines]
+    with torch.inference_mode():
+        for i in range(REPEATS + 1):
+            for engine, found in zip(engines, rounds, strict=True):
+                if engine.see is not None:
+                    elapsed = seconds(lambda engine=engine: engine.see(pixels, grids))
+                    found += [1 / elapsed] if i else []
+    return [summary(found) if found else None for found in rounds]
+
+
+def memory_bandwidth() -> float:
+    """GB/s at which PyTorch reads memory: the sum of a tensor that no cache holds, best of five."""
+    import torch
+
+    tensor = torch.ones(MEMORY_TEST_BYTES // 4)
+    return tensor.nbytes / min(seconds(tensor.sum) for _ in range(5)) / 1e9
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -196,41 +190,52 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
+def wait_until_quiet() -> float:
+    """The load average once it is low, or after a while of waiting, with a warning."""
+    deadline = time.monotonic() + QUIET_WAIT_S
+    while (load := os.getloadavg()[0]) > QUIET_LOAD and time.monotonic() < deadline:
+        time.sleep(1)
+    if load > QUIET_LOAD:
+        note(f"warning: load average {load:.1f}, the machine is not quiet: expect slower and wider figures")
+    return load
+
+
 def machine(load_average: float) -> dict[str, Any]:
     import torch
 
     return {
         "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "load_average_before": load_average,
         "quiet": load_average <= QUIET_LOAD,
     }
 
 
-def peak_rss_mb() -> float:
-    """The most memory this process has had, in MiB, torch itself included."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
 def print_report(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    setting = f"{report['backend']}, {report['dtype']}, {report['threads']} threads, torch {report['torch']}"
-    console.print(f"{report['model']}: {setting}; {PROMPT_TOKENS} tokens in, {NEW_TOKENS} out")
-    table = Table("figure", "median", "min", "max", box=None, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name, values in report["figures"].items():
-        digits = 0 if values["median"] >= 1000 else 4
-        table.add_row(name, *(f"{values[key]:,.{digits}f}" for key in ("median", "min", "max")))
-    console.print(table)
-    size = f"{report['checkpoint_bytes'] / 2**20:,.1f} MiB of weights"
-    console.print(f"{size}, loaded in {report['load_s']:.2f} s, peak memory {report['peak_rss_mb']:,.0f} MiB")
+    print(f"{report['model']}, {report['dtype']}, {report['threads']} threads, torch {report['torch']}, memory read at "
+          f"{report['bandwidth_gb_s']:.1f} GB/s")  # fmt: skip
+    for context, engines in report["contexts"].items():
+        first = next(iter(engines))
+        print(f"\n{context} tokens in, {report['new_tokens']} out; times is against {first}")
+        print(f"{'engine':<28}{'prefill tok/s':>14}{'times':>7}{'decode tok/s':>14}{'times':>7}{'GB/s':>7}{'bound':>7}")
+        for name, figures in engines.items():
+            prefill, decode = (figures[key]["median"] for key in ("prefill_tok_s", "decode_tok_s"))
+            ratios = (value / engines[first][key]["median"]
+                      for key, value in (("prefill_tok_s", prefill), ("decode_tok_s", decode)))  # fmt: skip
+            faster, decodes_faster = ratios
+            share = figures["gb_per_s"] / report["bandwidth_gb_s"]
+            print(f"{name:<28}{prefill:>14,.1f}{faster:>7.2f}{decode:>14,.1f}{decodes_faster:>7.2f}"
+                  f"{figures['gb_per_s']:>7.2f}{share:>7.0%}")  # fmt: skip
+    for name, figures in report["engines"].items():
+        images = figures["images_per_s"]
+        seen = f", {images['median']:.1f} images/s of 224 x 224" if images else ""
+        built = f", first step with compilation {figures['compile_s']:.0f} s" if figures["compile_s"] else ""
+        print(f"{name}: built in {figures['load_s']:.2f} s{built}{seen}")
+    print(f"{report['checkpoint_bytes'] / 2**20:,.1f} MiB in the published layout, peak memory of this process "
+          f"{report['peak_rss_mb']:,.0f} MB")  # fmt: skip
     if not report["quiet"]:
-        console.print(f"the machine was not quiet: load average {report['load_average_before']:.1f} at the start")
+        print(f"the machine was not quiet: load average {report['load_average_before']:.1f} at the start")
 
 
 if __name__ == "__main__":

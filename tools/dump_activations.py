@@ -127,16 +127,15 @@ def check_placeholders(
 
 
 def load_backend(backend: str, directory: Path, dtype: "torch.dtype", device: str) -> "nn.Module":
-    """Load a model with the reference or the optimized code. Raises UsageError if there is none, or no such device."""
+    """Load a model with the reference or the optimized code. Raises UsageError if there is no such device."""
     import torch
 
-    from reference.model import load_model
+    import optimized.model as optimized
+    import reference.model as reference
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch finds no CUDA GPU here. Use --device cpu.")
-    if backend == "optimized":
-        raise UsageError("--backend optimized: optimized/model.py does not exist yet. Use --backend reference.")
-    return load_model(directory, dtype, device)
+    return (reference if backend == "reference" else optimized).load_model(directory, dtype, device)
 
 
 def record(model: "nn.Module", inputs: dict[str, "Tensor"], everything: bool) -> dict[str, "Tensor"]:

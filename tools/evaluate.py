@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,23 +100,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     skills = choose_skills(options.skill)
-    if options.backend == "optimized":
-        raise UsageError("--backend optimized: optimized/ has no generation for batches of prompts of different "
-                         "lengths, which this program needs. Use --backend reference.")
-    import torch
-
-    from reference.model import load_model
     from reference.prompt import Processor
     from reference.request import check_sampling, check_seed
 
     check_sampling(options.temperature, options.top_p)
     check_seed(options.seed)
     processor = Processor.from_directory(options.model)
-    model = load_model(options.model, dtype=torch.float32)
+    model, generate = open_backend(options.backend, options.model)
     scores = [Score(skill) for skill in skills]
     with progress_bar(len(skills) * options.n, options) as advance:
         for score in scores:
-            evaluate_skill(score, model, processor, options, advance)
+            evaluate_skill(score, model, generate, processor, options, advance)
     print_report(scores, options, sys.argv[1:] if argv is None else list(argv))
     return 0
 
@@ -136,10 +130,21 @@ def choose_skills(names: Sequence[str] | None) -> list[str]:
     return [skill for skill in [*SKILLS, CONVERSATION] if skill in chosen]
 
 
-def evaluate_skill(score: Score, model: "torch.nn.Module", processor: "Processor", options: argparse.Namespace,
-                   advance: Any) -> None:
+def open_backend(backend: str, directory: Path) -> tuple["torch.nn.Module", Callable]:
+    """The model in float32, and the `generate` that runs it."""
+    if backend == "optimized":
+        import optimized.generation as generation
+        import optimized.model as model
+    else:
+        import reference.generation as generation
+        import reference.model as model
+    return model.load_model(directory), generation.generate
+
+
+def evaluate_skill(score: Score, model: "torch.nn.Module", generate: Callable, processor: "Processor",
+                   options: argparse.Namespace, advance: Any) -> None:
     """Ask this skill's questions, a batch at a time."""
-    from reference.generation import generate, read_reply
+    from reference.generation import read_reply
 
     for indices in batches(options.n, options.batch):
         samples = [draw_question(score.skill, index, options) for index in indices]

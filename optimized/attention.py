@@ -1,0 +1,163 @@
+"""Latent attention for speed: FlexAttention where a prompt is read, absorbed products where one token is decoded.
+
+The same modules, names and numbers as reference/attention.py; what differs is what touches memory. Prefill never writes
+out a score matrix. Decoding reads the cache as it lies, once for the scores and once for their mixture, and no further
+than the row is long.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from reference import attention as plain
+from reference.norm import wide_dtype
+from reference.stages import stage
+
+from .cache import write_tokens
+
+# B batch   T new tokens   S slots of the cache, or the T new tokens where there is none   H num_attention_heads
+# C hidden_size   R kv_lora_rank   N qk_nope_head_dim   P qk_rope_head_dim   V v_head_dim   s tokens of one row so far
+
+FLEX_KV_GROUPS = 4  # with fewer heads to a key, the 576-wide queries fit Hopper's registers (docs/performance.md)
+
+
+@dataclass
+class Step:
+    """What every layer of one forward shares. Query t of row b stands in slot start[b] + t."""
+
+    cos: Tensor  # (B, T, P/2)
+    sin: Tensor  # (B, T, P/2)
+    start: Tensor  # (B,) tokens already in each row
+    num_padding: Tensor  # (B,) left padding per row
+    layers: list[Tensor] | None  # the cache's tensors, (B, slots, R+P) per layer
+    form: str  # "expanded" or "absorbed"
+    num_slots: int  # S: keys that queries may look at
+    flex: BlockMask | None  # what each query sees, if FlexAttention computes it
+
+
+class MultiHeadLatentAttention(plain.MultiHeadLatentAttention):
+    def forward(self, hidden: Tensor, step: Step) -> Tensor:
+        """hidden (B, T, C) to (B, T, C)."""
+        query = stage(f"layers.{self.layer_index}.attn.q", self._query(hidden, step))  # (B, T, H, N+P)
+        key = torch.cat(self._latent(hidden, step), dim=-1)  # (B, T, R+P)
+        if step.layers is not None:
+            layer = step.layers[self.layer_index]  # (B, slots, R+P)
+            write_tokens(layer, step.start, key)
+            key = layer[:, : step.num_slots]  # (B, S, R+P)
+        attend = self._absorbed_fast if step.form == "absorbed" else self._expanded_fast
+        heads = stage(f"layers.{self.layer_index}.attn.heads", attend(query, key, step))  # (B, T, H, V)
+        return self.o_proj(heads.flatten(-2))  # (B, T, C)
+
+    def _expanded_fast(self, query: Tensor, latent_key: Tensor, step: Step) -> Tensor:
+        """Keys and values multiplied out, scores never written: (B, T, H, V)."""
+        latent, k_pe = latent_key.split(self.latent_sizes, dim=-1)  # (B, S, R) (B, S, P)
+        key_value = self.kv_b_proj(latent).unflatten(-1, (self.num_heads, -1))  # (B, S, H, N+V)
+        k_nope, value = key_value.split(self.kv_sizes, dim=-1)  # (B, S, H, N) (B, S, H, V)
+        key = torch.cat([k_nope, k_pe[:, :, None].expand(-1, -1, self.num_heads, -1)], dim=-1)  # (B, S, H, N+P)
+        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))  # (B, H, T or S, ...)
+        if step.flex is not None:
+            # Inductor's CPU form fails, or even errs, on the strides of transposed tensors.
+            query, key, value = (tensor.contiguous() for tensor in (query, key, value))
+            heads = flex_attention(query, key, value, block_mask=step.flex, scale=self.scale)  # (B, H, T, V)
+        else:
+            heads = _fused_products(query, key, value, visible(step, query.shape[2]), self.scale)  # (B, H, T, V)
+        return heads.transpose(1, 2)
+
+    def _absorbed_fast(self, query: Tensor, latent_key: Tensor, step: Step) -> Tensor:
+        """Queries moved into the latent space, the cache read as it lies: (B, T, H, V)."""
+        w_uk, w_uv = self.kv_b_proj.weight.unflatten(0, (self.num_heads, -1)).split(self.kv_sizes, dim=1)
+        q_nope, q_pe = query.split(self.qk_sizes, dim=-1)  # (B, T, H, N) (B, T, H, P)
+        q_latent = torch.einsum("bthn,hnr->bthr", q_nope, w_uk)  # (B, T, H, R)
+        query = torch.cat([q_latent, q_pe], dim=-1)  # (B, T, H, R+P)
+        rank = self.latent_sizes[0]
+        if step.flex is not None:
+            mixed = self._flex_latent(query, latent_key, step)  # (B, T, H, R)
+        else:
+            mixed = latent_attention(query, latent_key, step.start, step.num_padding, rank, self.scale)  # (B, T, H, R)
+        return torch.einsum("bthr,hvr->bthv", mixed, w_uv)
+
+    def _flex_latent(self, query: Tensor, latent_key: Tensor, step: Step) -> Tensor:
+        """All heads share one key. It is shown as several key heads, a view without a copy, so that each has fewer."""
+        groups = FLEX_KV_GROUPS if self.num_heads % FLEX_KV_GROUPS == 0 else 1
+        key = latent_key[:, None].expand(-1, groups, -1, -1)  # (B, groups, S, R+P)
+        value = key[..., : self.latent_sizes[0]]  # (B, groups, S, R)
+        options = HOPPER_DECODE if query.is_cuda and torch.cuda.get_device_capability(query.device) >= (9, 0) else None
+        mixed = flex_attention(
+            query.transpose(1, 2), key, value, block_mask=step.flex, scale=self.scale, enable_gqa=True,
+            kernel_options=options,
+        )  # fmt: skip
+        return mixed.transpose(1, 2)  # (B, T, H, R)
+
+
+HOPPER_DECODE = {"BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "SPLIT_KV": 32}
+
+
+def block_mask(start: Tensor, num_padding: Tensor, num_queries: int, num_slots: int) -> BlockMask:
+    """For FlexAttention: query t of a row sees the slots from the first that is no padding up to its own.
+
+    start and num_padding (B,). Its own slot it always sees, so that a padding query has something to look at.
+    """
+
+    def is_visible(b: Tensor, h: Tensor, query: Tensor, slot: Tensor) -> Tensor:
+        own = query + start[b]
+        return (slot == own) | ((slot < own) & (slot >= num_padding[b]))
+
+    return create_block_mask(is_visible, len(start), None, num_queries, num_slots, device=start.device)
+
+
+def visible(step: Step, num_queries: int) -> Tensor:
+    """The same as a table, (B, 1, T, S) bool."""
+    slot = torch.arange(step.num_slots, device=step.start.device)  # (S)
+    own = (step.start[:, None] + torch.arange(num_queries, device=step.start.device))[..., None]  # (B, T, 1)
+    return ((slot == own) | ((slot < own) & (slot >= step.num_padding[:, None, None])))[:, None]  # (B, 1, T, S)
+
+
+def _fused_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """PyTorch's fused attention, which wants values as wide as keys: the zeros added to them come out as zeros."""
+    widened = F.pad(value, (0, query.shape[-1] - value.shape[-1]))  # (B, H, S, N+P)
+    heads = F.scaled_dot_product_attention(query, key, widened, attn_mask=mask, scale=scale)  # (B, H, T, N+P)
+    return heads[..., : value.shape[-1]]
+
+
+@torch.library.custom_op("kimi::latent_attention", mutates_args=())
+def latent_attention(
+    query: Tensor, latent_key: Tensor, start: Tensor, num_padding: Tensor, rank: int, scale: float
+) -> Tensor:
+    """Absorbed attention: query (B, T, H, R+P) and latent_key (B, S, R+P) to (B, T, H, R).
+
+    Query t of row b sees slots num_padding[b] to start[b] + t. A row is computed by itself and no further than it is
+    long, so its numbers do not depend on what else is in the batch. Twin: reference.attention._absorbed.
+    """
+    rows = []
+    for row, keys, past, padding in zip(query, latent_key, start.tolist(), num_padding.tolist(), strict=True):
+        num_queries, num_heads, _ = row.shape
+        keys = keys[: past + num_queries]  # (s, R+P)
+        scores = (row.flatten(0, 1) @ keys.T).unflatten(0, (num_queries, num_heads))  # (T, H, s)
+        wide = scores.to(wide_dtype(scores.dtype)) * scale  # (T, H, s)
+        slot = torch.arange(len(keys), device=keys.device)  # (s)
+        query_slot = past + torch.arange(num_queries, device=keys.device)[:, None, None]  # (T, 1, 1)
+        # Not -inf: a padding query sees no key at all, and must not become NaN.
+        hidden = (slot > query_slot) | (slot < padding)  # (T, 1, s)
+        weights = wide.masked_fill(hidden, torch.finfo(wide.dtype).min).softmax(-1).to(keys.dtype)  # (T, H, s)
+        rows.append((weights.flatten(0, 1) @ keys[:, :rank]).unflatten(0, (num_queries, num_heads)))  # (T, H, R)
+    return torch.stack(rows)
+
+
+@latent_attention.register_fake
+def _(query: Tensor, latent_key: Tensor, start: Tensor, num_padding: Tensor, rank: int, scale: float) -> Tensor:
+    return query.new_empty(*query.shape[:-1], rank)
+
+
+@latent_attention.register_kernel("cuda")
+def _(query: Tensor, latent_key: Tensor, start: Tensor, num_padding: Tensor, rank: int, scale: float) -> Tensor:
+    """Without a question to the device: every slot is scored, and those that a query must not see are hidden."""
+    scores = torch.einsum("bthd,bsd->bths", query, latent_key)  # (B, T, H, S)
+    slot = torch.arange(latent_key.shape[1], device=query.device)  # (S)
+    query_slot = start[:, None] + torch.arange(query.shape[1], device=query.device)  # (B, T)
+    hidden = (slot > query_slot[..., None]) | (slot < num_padding[:, None, None])  # (B, T, S)
+    wide = scores.to(wide_dtype(scores.dtype)) * scale  # (B, T, H, S)
+    weights = wide.masked_fill(hidden[:, :, None], torch.finfo(wide.dtype).min).softmax(-1)  # (B, T, H, S)
+    return torch.einsum("bths,bsr->bthr", weights.to(query.dtype), latent_key[..., :rank])

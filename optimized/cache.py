@@ -1,0 +1,84 @@
+"""The latent cache, preallocated: rows of sequences that grow in place, each at its own length.
+
+One tensor per layer holds latent and rotary key side by side, (B, S, R+P), because decoding compares queries with both
+at once. Slots beyond a row's length hold anything and are never looked at.
+"""
+
+import torch
+from torch import Tensor
+
+from reference.config import TextConfig
+from reference.errors import UsageError
+
+# B rows   T new tokens   S slots   R kv_lora_rank   P qk_rope_head_dim
+
+FIRST_SLOTS = 256
+
+
+class LatentCache:
+    """Has room for `num_tokens` per row; without that number it doubles whenever it is full.
+
+    Written in place: for inference, where the reference's cache lets gradients pass.
+    """
+
+    def __init__(
+        self, config: TextConfig, batch_size: int, dtype: torch.dtype, device: torch.device | str,
+        num_tokens: int | None = None,
+    ):  # fmt: skip
+        self.grows = num_tokens is None
+        shape = (batch_size, num_tokens or FIRST_SLOTS, config.kv_lora_rank + config.qk_rope_head_dim)
+        self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)  # (B,) tokens in each row
+        self.known_lengths = torch.zeros(batch_size, dtype=torch.int64)  # (B,) the same, known without asking a device
+
+    @property
+    def length(self) -> int:
+        """Tokens in the longest row, left padding included."""
+        return int(self.known_lengths.max())
+
+    def rows(self, first: int, end: int) -> "LatentCache":
+        """Rows `first` to `end` as a cache of their own that shares this one's memory; it cannot grow."""
+        part = object.__new__(LatentCache)
+        part.grows = False
+        part.layers = [layer[first:end] for layer in self.layers]
+        part.lengths, part.known_lengths = self.lengths[first:end], self.known_lengths[first:end]
+        return part
+
+    def reserve(self, num_new: int) -> None:
+        """Make sure that every row can take `num_new` tokens. Raises UsageError if the room is fixed and used up."""
+        slots, wanted = self.layers[0].shape[1], self.length + num_new
+        if wanted <= slots:
+            return
+        if not self.grows:
+            raise UsageError(
+                f"the cache has room for {slots} tokens, {self.length} are in it and {num_new} are to come; expected "
+                "at most as many as it was made for. Make it larger: new_cache(batch_size, num_tokens)."
+            )
+        more = max(slots, wanted - slots)
+        self.layers = [torch.nn.functional.pad(layer, (0, 0, 0, more)) for layer in self.layers]
+
+    def advance(self, num_new: int) -> None:
+        """Count `num_new` tokens that every layer has written behind each row."""
+        self.lengths += num_new
+        self.known_lengths += num_new
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Drop every sequence that is not in `rows` (int64 indices)."""
+        self.layers = [layer[rows] for layer in self.layers]
+        self.lengths, self.known_lengths = self.lengths[rows], self.known_lengths[rows.cpu()]
+
+    def copy_row(self, source: int, target: int, num_tokens: int) -> None:
+        """Let row `target` begin with the first `num_tokens` of row `source`, and with nothing else."""
+        for layer in self.layers:
+            layer[target, :num_tokens] = layer[source, :num_tokens]
+        self.lengths[target] = self.known_lengths[target] = num_tokens
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.layers)
+
+
+def write_tokens(layer: Tensor, lengths: Tensor, new: Tensor) -> None:
+    """Put new (B, T, R+P) behind each row's length in layer (B, S, R+P)."""
+    slots = lengths[:, None] + torch.arange(new.shape[1], device=new.device)  # (B, T)
+    layer.scatter_(1, slots[..., None].expand_as(new), new)

@@ -1,0 +1,296 @@
+"""Mixture of experts: the reference's routing, with all experts of a layer in two tensors and one custom op over them.
+
+    gate_up (E, 2W, C)   the gate's rows, then the up projection's: one product instead of two
+    down    (E, C, W)
+
+Only the experts that a token chose are read. The state dict still has the published names, expert by expert.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reference.config import INT4_GROUP_SIZE, TextConfig
+from reference.int4 import PRODUCTS, WEIGHTS_PER_WORD, dequantize, unpack
+from reference.mlp import SwiGLU
+from reference.norm import wide_dtype
+from reference.router import Router
+from reference.stages import stage
+
+from .int4 import fits_tiles, multiply_tiles, pack_tiles, rounding_matters, tile_scales, to_words
+from .int4_words import BLOCK_ROWS, gathered_matvec, grouped_product, make_blocks
+
+# B batch   T new tokens   n tokens of the whole batch in a row: B*T   C hidden_size   K num_experts_per_tok
+# A assignments: n*K   E n_routed_experts   W moe_intermediate_size   O outputs   I inputs   w words of a row: I/8
+# g groups of a row: I/32   b blocks   R rows of a block
+
+GATHERED = 64  # up to so many assignments on CUDA each one reads its expert by itself; beyond, they are sorted
+
+
+class MixtureOfExperts(nn.Module):
+    """As reference.moe.MixtureOfExperts; `experts` holds all of them."""
+
+    def __init__(self, config: TextConfig, layer_index: int):
+        super().__init__()
+        self.layer_index = layer_index
+        self.gate = Router(config, layer_index)
+        width = config.moe_intermediate_size
+        self.experts: DenseExperts | Int4Experts = DenseExperts(config.n_routed_experts, config.hidden_size, width)
+        self.shared_experts = SwiGLU(config.hidden_size, width * config.n_shared_experts)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden (B, T, C) to (B, T, C)."""
+        tokens = hidden.flatten(0, 1)  # (n, C)
+        weights, expert_ids = self.gate(tokens)  # (n, K) (n, K)
+        routed = self.experts(tokens, weights, expert_ids)  # (n, C)
+        routed = stage(f"layers.{self.layer_index}.moe.routed", routed)  # (n, C)
+        shared = stage(f"layers.{self.layer_index}.moe.shared", self.shared_experts(tokens))  # (n, C)
+        return (routed + shared).view_as(hidden)
+
+
+class Experts(nn.Module):
+    """What both kinds share: tensors under the published names in the state dict, one expert after the other."""
+
+    def published(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) as in the published files."""
+        raise NotImplementedError
+
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        """Keep these published tensors in the layout of this class."""
+        raise NotImplementedError
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        destination.update({prefix + name: tensor for name, tensor in self.published()})
+
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, local_metadata: dict, strict: bool, missing_keys: list,
+        unexpected_keys: list, error_msgs: list,
+    ) -> None:  # fmt: skip
+        """PyTorch's hook for `load_state_dict`: complain about what is missing or misshapen, take the rest."""
+        tensors = {}
+        for name, expected in self.published():
+            given = state_dict.get(prefix + name)
+            if given is None:
+                missing_keys.append(prefix + name)
+            elif given.shape != expected.shape:
+                error_msgs.append(f"{prefix}{name}: shape {list(given.shape)}, expected {list(expected.shape)}")
+            else:
+                tensors[name] = given
+        known = {prefix + name for name, _ in self.published()}
+        if strict:
+            unexpected_keys += [name for name in state_dict if name.startswith(prefix) and name not in known]
+        if len(tensors) == len(known):
+            self.take(tensors)
+
+
+class DenseExperts(Experts):
+    """Experts as they are trained or released without quantisation."""
+
+    def __init__(self, num_experts: int, hidden_size: int, width: int):
+        super().__init__()
+        self.gate_up = nn.Parameter(torch.empty(num_experts, 2 * width, hidden_size))  # (E, 2W, C)
+        self.down = nn.Parameter(torch.empty(num_experts, hidden_size, width))  # (E, C, W)
+
+    def forward(self, tokens: Tensor, weights: Tensor, expert_ids: Tensor) -> Tensor:
+        """tokens (n, C), weights (n, K) and expert_ids (n, K) of the router to (n, C)."""
+        return dense_experts(tokens, weights, expert_ids, self.gate_up, self.down)
+
+    def published(self) -> Iterator[tuple[str, Tensor]]:
+        for i, (gate_up, down) in enumerate(zip(self.gate_up.detach(), self.down.detach(), strict=True)):
+            gate, up = gate_up.chunk(2)  # (W, C) (W, C)
+            yield from {f"{i}.gate_proj.weight": gate, f"{i}.up_proj.weight": up, f"{i}.down_proj.weight": down}.items()
+
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        experts = range(len(self.gate_up))
+        gate_up = [torch.cat([tensors[f"{i}.{name}_proj.weight"] for name in ("gate", "up")]) for i in experts]
+        down = [tensors[f"{i}.down_proj.weight"] for i in experts]
+        self.gate_up = nn.Parameter(torch.stack(gate_up), requires_grad=False)  # (E, 2W, C)
+        self.down = nn.Parameter(torch.stack(down), requires_grad=False)  # (E, C, W)
+
+
+class Int4Experts(Experts):
+    """Packed experts. `product` is the convention of `reference.int4.dequantize`.
+
+    float32 runs round integer * scale as the reference does, so that both agree; bfloat16 runs stay exact, which is
+    nearer to the weights that were trained and what the fast operators compute. Where no product rounds, as in the
+    shipped model, there is nothing to choose.
+    """
+
+    def __init__(self, num_experts: int, hidden_size: int, width: int, dtype: torch.dtype):
+        super().__init__()
+        self.dtype, self.product = dtype, PRODUCTS[0] if dtype == torch.float32 else "exact"
+        self.gate_up = Int4Stack(num_experts, 2 * width, hidden_size)
+        self.down = Int4Stack(num_experts, hidden_size, width)
+
+    def forward(self, tokens: Tensor, weights: Tensor, expert_ids: Tensor) -> Tensor:
+        """tokens (n, C), weights (n, K) and expert_ids (n, K) of the router to (n, C)."""
+        gate_up, down = self.gate_up, self.down
+        rounded = self.product == "bfloat16" and (gate_up.may_round or down.may_round)
+        stacks = gate_up.weight, gate_up.scale, down.weight, down.scale
+        return int4_experts(tokens, weights, expert_ids, *stacks, rounded)
+
+    def published(self) -> Iterator[tuple[str, Tensor]]:
+        for i in range(self.gate_up.weight.shape[0]):
+            words, scale = self.gate_up.published(i)  # (2W, w) (2W, g)
+            halves = zip(words.chunk(2), scale.chunk(2), strict=True)
+            for name, pair in zip(("gate", "up", "down"), (*halves, self.down.published(i)), strict=True):
+                shape = torch.tensor([pair[0].shape[0], pair[0].shape[1] * WEIGHTS_PER_WORD], dtype=torch.int32)
+                parts = {"packed": pair[0], "scale": pair[1], "shape": shape.to(pair[0].device)}
+                yield from ((f"{i}.{name}_proj.weight_{part}", tensor) for part, tensor in parts.items())
+
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        def stacked(part: str, *names: str) -> Tensor:
+            experts = range(self.gate_up.weight.shape[0])
+            return torch.stack([torch.cat([tensors[f"{i}.{n}_proj.weight_{part}"] for n in names]) for i in experts])
+
+        self.gate_up.take(stacked("packed", "gate", "up"), stacked("scale", "gate", "up"), self.dtype)
+        self.down.take(stacked("packed", "down"), stacked("scale", "down"), self.dtype)
+
+
+class Int4Stack(nn.Module):
+    """INT4 linears of one shape: words, until `take` on a CPU turns them into tiles."""
+
+    def __init__(self, num_experts: int, num_outputs: int, num_inputs: int):
+        super().__init__()
+        words = torch.empty(num_experts, num_outputs, num_inputs // WEIGHTS_PER_WORD, dtype=torch.int32)
+        scale = torch.empty(num_experts, num_outputs, num_inputs // INT4_GROUP_SIZE, dtype=torch.bfloat16)
+        self.register_buffer("weight", words, persistent=False)  # (E, O, w) int32, or tiles (E, O, I/2) uint8
+        self.register_buffer("scale", scale, persistent=False)  # (E, O, g) bfloat16, or (E, g, O, 2) of the run
+        self.may_round = True
+
+    def take(self, words: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
+        """Keep words (E, O, w) and scale (E, O, g), in the layout that this device multiplies fastest."""
+        self.may_round = rounding_matters(scale)
+        if fits_tiles(words.shape[1], words.device):
+            words = torch.stack([pack_tiles(unpack(expert)) for expert in words])  # (E, O, I/2) uint8
+            scale = torch.stack([tile_scales(expert, dtype) for expert in scale])  # (E, g, O, 2)
+        self.weight, self.scale = words, scale
+
+    def published(self, expert: int) -> tuple[Tensor, Tensor]:
+        """Words (O, w) and bfloat16 scales (O, g) of one expert, bit for bit as they came."""
+        weight, scale = self.weight[expert], self.scale[expert]
+        if weight.dtype == torch.int32:
+            return weight, scale
+        return to_words(weight), scale[..., 0].T.to(torch.bfloat16)
+
+
+@torch.library.custom_op("kimi::dense_experts", mutates_args=())
+def dense_experts(tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """tokens (n, C) through their experts, weighted and summed: (n, C). Twin: MixtureOfExperts of reference.moe."""
+
+    def expert(i: int, group: Tensor) -> Tensor:
+        gate, up = F.linear(group, gate_up[i]).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * up, down[i])
+
+    return _each_expert(tokens, weights, expert_ids, expert)
+
+
+@torch.library.custom_op("kimi::int4_experts", mutates_args=())
+def int4_experts(
+    tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, gate_up_scale: Tensor, down: Tensor,
+    down_scale: Tensor, rounded: bool,
+) -> Tensor:  # fmt: skip
+    """The same over packed weights, in words or tiles. Twin: reference.int4.Int4Linear inside reference.moe."""
+
+    def expert(i: int, group: Tensor) -> Tensor:
+        gate, up = _int4_product(group, gate_up[i], gate_up_scale[i], rounded).chunk(2, dim=-1)
+        return _int4_product(F.silu(gate) * up, down[i], down_scale[i], rounded)
+
+    return _each_expert(tokens, weights, expert_ids, expert)
+
+
+def _int4_product(hidden: Tensor, weight: Tensor, scale: Tensor, rounded: bool) -> Tensor:
+    if weight.dtype == torch.uint8:
+        return multiply_tiles(hidden, weight, scale, rounded)
+    return F.linear(hidden, dequantize(weight, scale, "bfloat16" if rounded else "exact").to(hidden.dtype))
+
+
+def _each_expert(
+    tokens: Tensor, weights: Tensor, expert_ids: Tensor, expert: Callable[[int, Tensor], Tensor]
+) -> Tensor:
+    """Run `expert(i, its tokens)` for every expert that has tokens; weigh and sum in float32, rounded once."""
+    in_order, order = expert_ids.flatten().sort(stable=True)  # (A) (A)
+    chosen, loads = in_order.unique_consecutive(return_counts=True)
+    groups = tokens[order // expert_ids.shape[-1]].split(loads.tolist())
+    outputs = torch.cat([expert(i, group) for i, group in zip(chosen.tolist(), groups, strict=True)])  # (A, C)
+    return _weigh(outputs[order.argsort()], weights, tokens.dtype)
+
+
+def _weigh(outputs: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """outputs (A, C) in the order of the assignments, times weights (n, K), summed per token: (n, C)."""
+    per_token = outputs.view(*weights.shape, -1).to(wide_dtype(dtype))  # (n, K, C)
+    return (per_token * weights[..., None]).sum(dim=1).to(dtype)  # (n, C)
+
+
+@dense_experts.register_fake
+def _(tokens: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(tokens)
+
+
+@int4_experts.register_fake
+def _(tokens: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(tokens)
+
+
+@dense_experts.register_kernel("cuda")
+def _(tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    return _compiled(dense_experts_graph)(tokens, weights, expert_ids, gate_up, down)
+
+
+@int4_experts.register_kernel("cuda")
+def _(
+    tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, gate_up_scale: Tensor, down: Tensor,
+    down_scale: Tensor, rounded: bool,
+) -> Tensor:  # fmt: skip
+    stacks = gate_up, gate_up_scale, down, down_scale
+    return _compiled(int4_experts_graph)(tokens, weights, expert_ids, *stacks, rounded)
+
+
+def _compiled(function: Callable) -> Callable:
+    """One kernel per matrix, the activation and the sum fused into them; native_matmul lets dequantisation fuse too."""
+    if function not in _COMPILED:
+        _COMPILED[function] = torch.compile(function, fullgraph=True, options={"triton.native_matmul": True})
+    return _COMPILED[function]
+
+
+_COMPILED: dict[Callable, Callable] = {}
+
+
+def dense_experts_graph(tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """dense_experts without a question to the device: each assignment gathers its expert, or sorted blocks do."""
+    flat = expert_ids.flatten()  # (A)
+    rows = tokens.repeat_interleave(expert_ids.shape[-1], dim=0)  # (A, C)
+    if len(flat) <= GATHERED:
+        gate, up = (gate_up[flat].float() * rows[:, None].float()).sum(-1).chunk(2, dim=-1)  # (A, W) (A, W)
+        hidden = (F.silu(gate) * up).to(tokens.dtype)  # (A, W)
+        return _weigh((down[flat].float() * hidden[:, None].float()).sum(-1), weights, tokens.dtype)
+    blocks, slot, block_expert = _to_blocks(rows, flat, len(gate_up))
+    gate, up = torch.bmm(blocks, gate_up[block_expert].transpose(1, 2)).chunk(2, dim=-1)
+    outputs = torch.bmm(F.silu(gate) * up, down[block_expert].transpose(1, 2))  # (b, R, C)
+    return _weigh(outputs.flatten(0, 1)[slot], weights, tokens.dtype)
+
+
+def int4_experts_graph(
+    tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, gate_up_scale: Tensor, down: Tensor,
+    down_scale: Tensor, rounded: bool,
+) -> Tensor:  # fmt: skip
+    """int4_experts on words, without a question to the device."""
+    flat = expert_ids.flatten()  # (A)
+    rows = tokens.repeat_interleave(expert_ids.shape[-1], dim=0)  # (A, C)
+    if len(flat) <= GATHERED:
+        gate, up = gathered_matvec(rows, gate_up, gate_up_scale, flat, rounded).chunk(2, dim=-1)  # (A, W) (A, W)
+        hidden = (F.silu(gate) * up).to(tokens.dtype)  # (A, W)
+        return _weigh(gathered_matvec(hidden, down, down_scale, flat, rounded), weights, tokens.dtype)
+    blocks, slot, block_expert = _to_blocks(rows, flat, len(gate_up))
+    gate, up = grouped_product(blocks, gate_up, gate_up_scale, block_expert, rounded).chunk(2, dim=-1)
+    outputs = grouped_product(F.silu(gate) * up, down, down_scale, block_expert, rounded)  # (b, R, C)
+    return _weigh(outputs.flatten(0, 1)[slot], weights, tokens.dtype)
+
+
+def _to_blocks(rows: Tensor, expert_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """rows (A, C) sorted into blocks (b, R, C), the slot (A,) of each, and the expert (b,) of each block."""
+    slot, block_expert = make_blocks(expert_ids, num_experts)
+    padded = rows.new_zeros(len(block_expert) * BLOCK_ROWS, rows.shape[1]).index_copy(0, slot, rows)
+    return padded.unflatten(0, (-1, BLOCK_ROWS)), slot, block_expert

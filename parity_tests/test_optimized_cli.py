@@ -1,0 +1,78 @@
+"""The command lines on the optimized model: the same text, one-line errors, the table of agreement."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from parity_tests.checkpoints import small_config, write_checkpoint
+from reference import generate as plain_generate
+from reference.command import BAD_INPUT, CHECK_FAILED, DONE, run
+from tools import dump_activations, evaluate, parity
+
+ROOT = Path(__file__).parents[1]
+PICTURE = ROOT / "docs" / "examples" / "shapes.png"
+
+
+def printed(module: str, *arguments: str) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", f"{module}.generate", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_generate_prints_what_the_reference_prints() -> None:
+    question = ("What colour is the circle?", "--image", str(PICTURE), "--temperature", "0")
+    code, out, err = printed("optimized", *question)
+    assert (code, out) == printed("reference", *question)[:2] and code == DONE
+    assert "tok/s" in err and "flex_attention" not in err
+
+
+def test_generate_samples_what_the_reference_samples(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["Who are you?", "--seed", "3", "--max-new-tokens", "30", "--json"]
+    code, out, _ = printed("optimized", *arguments)
+    assert run(lambda: plain_generate.main(arguments)) == code == DONE
+    assert json.loads(out)["message"] == json.loads(capsys.readouterr().out)["message"]
+
+
+def test_help_knows_the_options_of_both() -> None:
+    options = printed("optimized", "--help")[1]
+    assert "python -m optimized.generate" in options and "--no-compile" in options and "--image" in options
+
+
+def test_parity_prints_a_table_and_fails_beyond_the_tolerance(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = write_checkpoint(tmp_path, small_config(int4=True), seed=2)
+    for dtype in ("float32", "bfloat16"):
+        assert run(lambda dtype=dtype: parity.main(["--model", str(directory), "--dtype", dtype, "--json"])) == DONE
+        report = json.loads(capsys.readouterr().out)
+        shares = [row["error"] / row["allowed"] for row in report["stages"] if row["allowed"]]
+        assert shares == sorted(shares, reverse=True) and 0 < shares[0] <= 1
+        assert {"logits", "vision.features", "layers.1.moe.routed"} <= {row["stage"] for row in report["stages"]}
+        assert 0 <= report["expert_flips"] < report["tokens_routed"]
+    monkeypatch.setattr(parity, "FLOAT32_TOLERANCE", 1e-9)
+    assert run(lambda: parity.main(["--model", str(directory)])) == CHECK_FAILED
+    assert "TOO FAR" in capsys.readouterr().out
+
+
+def test_evaluation_finds_the_same_with_both(capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for backend in ("reference", "optimized"):
+        arguments = ["--skill", "pictures.colour", "--n", "6", "--backend", backend, "--json", "--quiet"]
+        assert run(lambda arguments=arguments: evaluate.main(arguments)) == DONE
+        found.append(json.loads(capsys.readouterr().out)["skills"])
+    assert found[0] == found[1]
+
+
+def test_contradictions_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for main, arguments, words in (
+        (parity.main, ["--dtype", "float64"], "invalid choice"),
+        (parity.main, ["--model", "nowhere"], "nowhere"),
+        (dump_activations.main, ["--model", "reference/nano", "--input", "none", "--out", "o", "--backend", "optimized",
+                                 "--dtype", "float64"], "no float64"),
+    ):  # fmt: skip
+        assert run(lambda main=main, arguments=arguments: main(arguments)) == BAD_INPUT
+        message = capsys.readouterr().err
+        assert words in message and message.count("\n") == 1
