@@ -29,7 +29,8 @@ def test_compiled_steps_agree_and_need_no_new_graph(tmp_path) -> None:
         return
     compile_steps(fast)
     torch._dynamo.reset()
-    stats = torch._dynamo.utils.counters["stats"]
+    stats = torch._dynamo.utils.counters["stats"]  # over the whole process
+    before = stats["unique_graphs"]
     with torch.inference_mode():
         for length in WARM_LENGTHS:
             cache = fast.new_cache(1, 300)
@@ -47,7 +48,7 @@ def test_compiled_steps_agree_and_need_no_new_graph(tmp_path) -> None:
             expected = plain(tokens(1) + i % 7, cache=caches[0])
             found = fast(tokens(1) + i % 7, cache=caches[1])
             assert_agrees("optimized, compiled decoding", found, expected, FLOAT32)
-    assert stats["unique_graphs"] == warm <= 4
+    assert stats["unique_graphs"] == warm <= before + 4
 
 
 def test_without_a_compiler_the_model_runs_as_it_is(tmp_path, monkeypatch, capsys) -> None:
