@@ -6,18 +6,19 @@
 Only the experts that a token chose are read. The state dict still has the published names, expert by expert.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reference import moe as plain
 from reference.config import INT4_GROUP_SIZE, TextConfig
 from reference.int4 import PRODUCTS, WEIGHTS_PER_WORD, dequantize, unpack
 from reference.mlp import SwiGLU
 from reference.norm import wide_dtype
 from reference.router import Router
-from reference.stages import stage
 
 from .int4 import fits_tiles, multiply_tiles, pack_tiles, rounding_matters, tile_scales, to_words
 from .int4_words import BLOCK_ROWS, gathered_matvec, grouped_product, make_blocks
@@ -29,37 +30,31 @@ from .int4_words import BLOCK_ROWS, gathered_matvec, grouped_product, make_block
 GATHERED = 64  # up to so many assignments on CUDA each one reads its expert by itself; beyond, they are sorted
 
 
-class MixtureOfExperts(nn.Module):
-    """As reference.moe.MixtureOfExperts; `experts` holds all of them."""
+class MixtureOfExperts(plain.MixtureOfExperts):
+    """The reference's forward; `experts` holds all of them."""
 
     def __init__(self, config: TextConfig, layer_index: int):
-        super().__init__()
+        nn.Module.__init__(self)
         self.layer_index = layer_index
         self.gate = Router(config, layer_index)
         width = config.moe_intermediate_size
         self.experts: DenseExperts | Int4Experts = DenseExperts(config.n_routed_experts, config.hidden_size, width)
         self.shared_experts = SwiGLU(config.hidden_size, width * config.n_shared_experts)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """hidden (B, T, C) to (B, T, C)."""
-        tokens = hidden.flatten(0, 1)  # (n, C)
-        weights, expert_ids = self.gate(tokens)  # (n, K) (n, K)
-        routed = self.experts(tokens, weights, expert_ids)  # (n, C)
-        routed = stage(f"layers.{self.layer_index}.moe.routed", routed)  # (n, C)
-        shared = stage(f"layers.{self.layer_index}.moe.shared", self.shared_experts(tokens))  # (n, C)
-        return (routed + shared).view_as(hidden)
+    def _routed(self, tokens: Tensor, weights: Tensor, expert_ids: Tensor) -> Tensor:
+        return self.experts(tokens, weights, expert_ids)  # (n, C)
 
 
-class Experts(nn.Module):
+class Experts(nn.Module, ABC):
     """What both kinds share: tensors under the published names in the state dict, one expert after the other."""
 
+    @abstractmethod
     def published(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) as in the published files."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take(self, tensors: dict[str, Tensor]) -> None:
         """Keep these published tensors in the layout of this class."""
-        raise NotImplementedError
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         destination.update({prefix + name: tensor for name, tensor in self.published()})
