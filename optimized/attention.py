@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from reference import attention as plain
-from reference.norm import wide_dtype
 from reference.stages import stage
 
 from .cache import write_tokens
+from .ops import latent_attention
 
 # B batch   T new tokens   S slots of the cache, or the T new tokens where there is none   H num_attention_heads
 # C hidden_size   R kv_lora_rank   N qk_nope_head_dim   P qk_rope_head_dim   V v_head_dim   s tokens of one row so far
@@ -120,44 +120,3 @@ def _fused_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sca
     widened = F.pad(value, (0, query.shape[-1] - value.shape[-1]))  # (B, H, S, N+P)
     heads = F.scaled_dot_product_attention(query, key, widened, attn_mask=mask, scale=scale)  # (B, H, T, N+P)
     return heads[..., : value.shape[-1]]
-
-
-@torch.library.custom_op("kimi::latent_attention", mutates_args=())
-def latent_attention(
-    query: Tensor, latent_key: Tensor, start: Tensor, num_padding: Tensor, rank: int, scale: float
-) -> Tensor:
-    """Absorbed attention: query (B, T, H, R+P) and latent_key (B, S, R+P) to (B, T, H, R).
-
-    Query t of row b sees slots num_padding[b] to start[b] + t. A row is computed by itself and no further than it is
-    long, so its numbers do not depend on what else is in the batch. Twin: reference.attention._absorbed.
-    """
-    rows = []
-    for row, keys, past, padding in zip(query, latent_key, start.tolist(), num_padding.tolist(), strict=True):
-        num_queries, num_heads, _ = row.shape
-        keys = keys[: past + num_queries]  # (s, R+P)
-        scores = (row.flatten(0, 1) @ keys.T).unflatten(0, (num_queries, num_heads))  # (T, H, s)
-        wide = scores.to(wide_dtype(scores.dtype)) * scale  # (T, H, s)
-        slot = torch.arange(len(keys), device=keys.device)  # (s)
-        query_slot = past + torch.arange(num_queries, device=keys.device)[:, None, None]  # (T, 1, 1)
-        # Not -inf: a padding query sees no key at all, and must not become NaN.
-        hidden = (slot > query_slot) | (slot < padding)  # (T, 1, s)
-        weights = wide.masked_fill(hidden, torch.finfo(wide.dtype).min).softmax(-1).to(keys.dtype)  # (T, H, s)
-        rows.append((weights.flatten(0, 1) @ keys[:, :rank]).unflatten(0, (num_queries, num_heads)))  # (T, H, R)
-    return torch.stack(rows)
-
-
-@latent_attention.register_fake
-def _(query: Tensor, latent_key: Tensor, start: Tensor, num_padding: Tensor, rank: int, scale: float) -> Tensor:
-    return query.new_empty(*query.shape[:-1], rank)
-
-
-@latent_attention.register_kernel("cuda")
-def _(query: Tensor, latent_key: Tensor, start: Tensor, num_padding: Tensor, rank: int, scale: float) -> Tensor:
-    """Without a question to the device: every slot is scored, and those that a query must not see are hidden."""
-    scores = torch.einsum("bthd,bsd->bths", query, latent_key)  # (B, T, H, S)
-    slot = torch.arange(latent_key.shape[1], device=query.device)  # (S)
-    query_slot = start[:, None] + torch.arange(query.shape[1], device=query.device)  # (B, T)
-    hidden = (slot > query_slot[..., None]) | (slot < num_padding[:, None, None])  # (B, T, S)
-    wide = scores.to(wide_dtype(scores.dtype)) * scale  # (B, T, H, S)
-    weights = wide.masked_fill(hidden[:, :, None], torch.finfo(wide.dtype).min).softmax(-1)  # (B, T, H, S)
-    return torch.einsum("bths,bsr->bthr", weights.to(query.dtype), latent_key[..., :rank])

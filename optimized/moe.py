@@ -7,27 +7,22 @@ Only the experts that a token chose are read. The state dict still has the publi
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reference import moe as plain
 from reference.config import INT4_GROUP_SIZE, TextConfig
-from reference.int4 import PRODUCTS, WEIGHTS_PER_WORD, dequantize, unpack
+from reference.int4 import PRODUCTS, WEIGHTS_PER_WORD, unpack
 from reference.mlp import SwiGLU
-from reference.norm import wide_dtype
 from reference.router import Router
 
-from .int4 import fits_tiles, multiply_tiles, pack_tiles, rounding_matters, tile_scales, to_words
-from .int4_words import BLOCK_ROWS, gathered_matvec, grouped_product, make_blocks
+from .int4 import fits_tiles, pack_tiles, rounding_matters, tile_scales, to_words
+from .ops import dense_experts, int4_experts
 
-# B batch   T new tokens   n tokens of the whole batch in a row: B*T   C hidden_size   K num_experts_per_tok
-# A assignments: n*K   E n_routed_experts   W moe_intermediate_size   O outputs   I inputs   w words of a row: I/8
-# g groups of a row: I/32   b blocks   R rows of a block
-
-GATHERED = 64  # up to so many assignments on CUDA each one reads its expert by itself; beyond, they are sorted
+# n tokens of the whole batch in a row   C hidden_size   K num_experts_per_tok   E n_routed_experts
+# W moe_intermediate_size   O outputs   I inputs   w words of a row: I/8   g groups of a row: I/32
 
 
 class MixtureOfExperts(plain.MixtureOfExperts):
@@ -169,123 +164,3 @@ class Int4Stack(nn.Module):
         if weight.dtype == torch.int32:
             return weight, scale
         return to_words(weight), scale[..., 0].T.to(torch.bfloat16)
-
-
-@torch.library.custom_op("kimi::dense_experts", mutates_args=())
-def dense_experts(tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """tokens (n, C) through their experts, weighted and summed: (n, C). Twin: MixtureOfExperts of reference.moe."""
-
-    def expert(i: int, group: Tensor) -> Tensor:
-        gate, up = F.linear(group, gate_up[i]).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, down[i])
-
-    return _each_expert(tokens, weights, expert_ids, expert)
-
-
-@torch.library.custom_op("kimi::int4_experts", mutates_args=())
-def int4_experts(
-    tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, gate_up_scale: Tensor, down: Tensor,
-    down_scale: Tensor, rounded: bool,
-) -> Tensor:  # fmt: skip
-    """The same over packed weights, in words or tiles. Twin: reference.int4.Int4Linear inside reference.moe."""
-
-    def expert(i: int, group: Tensor) -> Tensor:
-        gate, up = _int4_product(group, gate_up[i], gate_up_scale[i], rounded).chunk(2, dim=-1)
-        return _int4_product(F.silu(gate) * up, down[i], down_scale[i], rounded)
-
-    return _each_expert(tokens, weights, expert_ids, expert)
-
-
-def _int4_product(hidden: Tensor, weight: Tensor, scale: Tensor, rounded: bool) -> Tensor:
-    if weight.dtype == torch.uint8:
-        return multiply_tiles(hidden, weight, scale, rounded)
-    return F.linear(hidden, dequantize(weight, scale, "bfloat16" if rounded else "exact").to(hidden.dtype))
-
-
-def _each_expert(
-    tokens: Tensor, weights: Tensor, expert_ids: Tensor, expert: Callable[[int, Tensor], Tensor]
-) -> Tensor:
-    """Run `expert(i, its tokens)` for every expert that has tokens; weigh and sum in float32, rounded once."""
-    in_order, order = expert_ids.flatten().sort(stable=True)  # (A) (A)
-    chosen, loads = in_order.unique_consecutive(return_counts=True)
-    groups = tokens[order // expert_ids.shape[-1]].split(loads.tolist())
-    outputs = torch.cat([expert(i, group) for i, group in zip(chosen.tolist(), groups, strict=True)])  # (A, C)
-    return _weigh(outputs[order.argsort()], weights, tokens.dtype)
-
-
-def _weigh(outputs: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """outputs (A, C) in the order of the assignments, times weights (n, K), summed per token: (n, C)."""
-    per_token = outputs.view(*weights.shape, -1).to(wide_dtype(dtype))  # (n, K, C)
-    return (per_token * weights[..., None]).sum(dim=1).to(dtype)  # (n, C)
-
-
-@dense_experts.register_fake
-def _(tokens: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(tokens)
-
-
-@int4_experts.register_fake
-def _(tokens: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(tokens)
-
-
-@dense_experts.register_kernel("cuda")
-def _(tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    return _compiled(dense_experts_graph)(tokens, weights, expert_ids, gate_up, down)
-
-
-@int4_experts.register_kernel("cuda")
-def _(
-    tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, gate_up_scale: Tensor, down: Tensor,
-    down_scale: Tensor, rounded: bool,
-) -> Tensor:  # fmt: skip
-    stacks = gate_up, gate_up_scale, down, down_scale
-    return _compiled(int4_experts_graph)(tokens, weights, expert_ids, *stacks, rounded)
-
-
-def _compiled(function: Callable) -> Callable:
-    """One kernel per matrix, the activation and the sum fused into them; native_matmul lets dequantisation fuse too."""
-    if function not in _COMPILED:
-        _COMPILED[function] = torch.compile(function, fullgraph=True, options={"triton.native_matmul": True})
-    return _COMPILED[function]
-
-
-_COMPILED: dict[Callable, Callable] = {}
-
-
-def dense_experts_graph(tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """dense_experts without a question to the device: each assignment gathers its expert, or sorted blocks do."""
-    flat = expert_ids.flatten()  # (A)
-    rows = tokens.repeat_interleave(expert_ids.shape[-1], dim=0)  # (A, C)
-    if len(flat) <= GATHERED:
-        gate, up = (gate_up[flat].float() * rows[:, None].float()).sum(-1).chunk(2, dim=-1)  # (A, W) (A, W)
-        hidden = (F.silu(gate) * up).to(tokens.dtype)  # (A, W)
-        return _weigh((down[flat].float() * hidden[:, None].float()).sum(-1), weights, tokens.dtype)
-    blocks, slot, block_expert = _to_blocks(rows, flat, len(gate_up))
-    gate, up = torch.bmm(blocks, gate_up[block_expert].transpose(1, 2)).chunk(2, dim=-1)
-    outputs = torch.bmm(F.silu(gate) * up, down[block_expert].transpose(1, 2))  # (b, R, C)
-    return _weigh(outputs.flatten(0, 1)[slot], weights, tokens.dtype)
-
-
-def int4_experts_graph(
-    tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, gate_up_scale: Tensor, down: Tensor,
-    down_scale: Tensor, rounded: bool,
-) -> Tensor:  # fmt: skip
-    """int4_experts on words, without a question to the device."""
-    flat = expert_ids.flatten()  # (A)
-    rows = tokens.repeat_interleave(expert_ids.shape[-1], dim=0)  # (A, C)
-    if len(flat) <= GATHERED:
-        gate, up = gathered_matvec(rows, gate_up, gate_up_scale, flat, rounded).chunk(2, dim=-1)  # (A, W) (A, W)
-        hidden = (F.silu(gate) * up).to(tokens.dtype)  # (A, W)
-        return _weigh(gathered_matvec(hidden, down, down_scale, flat, rounded), weights, tokens.dtype)
-    blocks, slot, block_expert = _to_blocks(rows, flat, len(gate_up))
-    gate, up = grouped_product(blocks, gate_up, gate_up_scale, block_expert, rounded).chunk(2, dim=-1)
-    outputs = grouped_product(F.silu(gate) * up, down, down_scale, block_expert, rounded)  # (b, R, C)
-    return _weigh(outputs.flatten(0, 1)[slot], weights, tokens.dtype)
-
-
-def _to_blocks(rows: Tensor, expert_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """rows (A, C) sorted into blocks (b, R, C), the slot (A,) of each, and the expert (b,) of each block."""
-    slot, block_expert = make_blocks(expert_ids, num_experts)
-    padded = rows.new_zeros(len(block_expert) * BLOCK_ROWS, rows.shape[1]).index_copy(0, slot, rows)
-    return padded.unflatten(0, (-1, BLOCK_ROWS)), slot, block_expert

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from optimized import int4, moe
-from optimized.attention import latent_attention
+from optimized import cuda_experts, int4, moe, ops
 from optimized.generation import Batch
 from optimized.generation import generate as generate_fast
 from optimized.model import KimiModel, load_model, set_attention
@@ -230,9 +229,9 @@ def test_int4_experts_multiply_what_the_words_say(routing: str, sizes: tuple[int
     assert_agrees("optimized, INT4 experts", experts(hidden, weights, expert_ids), expected, FLOAT32)
     as_words = [tensor for stack in (experts.gate_up, experts.down)
                 for tensor in map(torch.stack, zip(*(stack.published(i) for i in range(sizes[0])), strict=True))]
-    on_cuda = moe.int4_experts_graph(hidden, weights, expert_ids, *as_words, False)
+    on_cuda = cuda_experts.int4(hidden, weights, expert_ids, *as_words, False)
     assert_agrees("optimized, INT4 experts as on CUDA", on_cuda, expected, FLOAT32)
-    wrong = moe.int4_experts_graph(hidden, weights, (expert_ids + 1) % sizes[0], *as_words, False)
+    wrong = cuda_experts.int4(hidden, weights, (expert_ids + 1) % sizes[0], *as_words, False)
     assert_caught("optimized, INT4 experts: neighbours", wrong, expected, FLOAT32)
 
 
@@ -244,7 +243,7 @@ def test_dense_experts_as_on_cuda(routing: str) -> None:
     expert_ids = ROUTINGS[routing]
     hidden, weights = torch.randn(len(expert_ids), 64), torch.rand(expert_ids.shape)
     stacks = experts.gate_up.detach(), experts.down.detach()
-    found = moe.dense_experts_graph(hidden, weights, expert_ids, *stacks)
+    found = cuda_experts.dense(hidden, weights, expert_ids, *stacks)
     assert_agrees("optimized, dense experts as on CUDA", found, experts(hidden, weights, expert_ids), FLOAT32)
 
 
@@ -287,11 +286,11 @@ def test_custom_operators_keep_their_contracts() -> None:
     experts = packed_experts(sizes, experts_of(*sizes)[1])
     hidden, weights, expert_ids = torch.randn(3, 128), torch.rand(3, 2), torch.tensor([[0, 1], [3, 0], [2, 1]])
     stacks = experts.gate_up.weight, experts.gate_up.scale, experts.down.weight, experts.down.scale
-    torch.library.opcheck(moe.int4_experts, (hidden, weights, expert_ids, *stacks, False))
+    torch.library.opcheck(ops.int4_experts, (hidden, weights, expert_ids, *stacks, False))
     dense = torch.randn(4, 128, 128), torch.randn(4, 128, 64)
-    torch.library.opcheck(moe.dense_experts, (hidden, weights, expert_ids, *dense))
+    torch.library.opcheck(ops.dense_experts, (hidden, weights, expert_ids, *dense))
     query, keys = torch.randn(2, 1, 3, 20), torch.randn(2, 9, 20)
-    torch.library.opcheck(latent_attention, (query, keys, torch.tensor([4, 7]), torch.tensor([0, 2]), 16, 0.3))
+    torch.library.opcheck(ops.latent_attention, (query, keys, torch.tensor([4, 7]), torch.tensor([0, 2]), 16, 0.3))
 
 
 # --- batches ---
@@ -301,9 +300,9 @@ def test_a_row_of_the_cache_does_not_know_its_neighbours() -> None:
     """The order of sums is fixed by the row alone, so the bits are equal, not only the numbers."""
     query, keys, start = torch.randn(3, 1, 4, 24), torch.randn(3, 30, 24), torch.tensor([3, 29, 11])
     padding = torch.zeros(3, dtype=torch.int64)
-    together = latent_attention(query, keys, start, padding, 16, 0.2)
+    together = ops.latent_attention(query, keys, start, padding, 16, 0.2)
     for row in range(3):
-        alone = latent_attention(*(tensor[row : row + 1] for tensor in (query, keys, start, padding)), 16, 0.2)
+        alone = ops.latent_attention(*(tensor[row : row + 1] for tensor in (query, keys, start, padding)), 16, 0.2)
         assert torch.equal(alone[0], together[row])
 
 
