@@ -8,15 +8,15 @@ than the row is long.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from reference import attention as plain
 from reference.stages import stage
 
+from .attention_products import one_row
 from .cache import write_tokens
-from .ops import latent_attention
+from .ops import expanded_attention, latent_attention
 
 # B batch   T new tokens   S slots of the cache, or the T new tokens where there is none   H num_attention_heads
 # C hidden_size   R kv_lora_rank   N qk_nope_head_dim   P qk_rope_head_dim   V v_head_dim   s tokens of one row so far
@@ -39,6 +39,8 @@ class Step:
 
 
 class MultiHeadLatentAttention(plain.MultiHeadLatentAttention):
+    may_generate = False  # whether torch.compile may be asked for kernels
+
     def forward(self, hidden: Tensor, step: Step) -> Tensor:
         """hidden (B, T, C) to (B, T, C)."""
         query = stage(f"layers.{self.layer_index}.attn.q", self._query(hidden, step))  # (B, T, H, N+P)
@@ -63,7 +65,8 @@ class MultiHeadLatentAttention(plain.MultiHeadLatentAttention):
             query, key, value = (tensor.contiguous() for tensor in (query, key, value))
             heads = flex_attention(query, key, value, block_mask=step.flex, scale=self.scale)  # (B, H, T, V)
         else:
-            heads = _fused_products(query, key, value, visible(step, query.shape[2]), self.scale)  # (B, H, T, V)
+            rows = step.start, step.num_padding
+            heads = expanded_attention(query, key, value, *rows, self.scale, self.may_generate)  # (B, H, T, V)
         return heads.transpose(1, 2)
 
     def _absorbed_fast(self, query: Tensor, latent_key: Tensor, step: Step) -> Tensor:
@@ -75,6 +78,9 @@ class MultiHeadLatentAttention(plain.MultiHeadLatentAttention):
         rank = self.latent_sizes[0]
         if step.flex is not None:
             mixed = self._flex_latent(query, latent_key, step)  # (B, T, H, R)
+        elif len(query) == 1 and not query.is_cuda:
+            row = query[0], latent_key[0], step.start[0], step.num_padding[0]
+            mixed = one_row(*row, rank, self.scale)[None]  # (1, T, H, R)
         else:
             mixed = latent_attention(query, latent_key, step.start, step.num_padding, rank, self.scale)  # (B, T, H, R)
         return torch.einsum("bthr,hvr->bthv", mixed, w_uv)
@@ -106,17 +112,3 @@ def block_mask(start: Tensor, num_padding: Tensor, num_queries: int, num_slots: 
         return (slot == own) | ((slot < own) & (slot >= num_padding[b]))
 
     return create_block_mask(is_visible, len(start), None, num_queries, num_slots, device=start.device)
-
-
-def visible(step: Step, num_queries: int) -> Tensor:
-    """The same as a table, (B, 1, T, S) bool."""
-    slot = torch.arange(step.num_slots, device=step.start.device)  # (S)
-    own = (step.start[:, None] + torch.arange(num_queries, device=step.start.device))[..., None]  # (B, T, 1)
-    return ((slot == own) | ((slot < own) & (slot >= step.num_padding[:, None, None])))[:, None]  # (B, 1, T, S)
-
-
-def _fused_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """PyTorch's fused attention, which wants values as wide as keys: the zeros added to them come out as zeros."""
-    widened = F.pad(value, (0, query.shape[-1] - value.shape[-1]))  # (B, H, S, N+P)
-    heads = F.scaled_dot_product_attention(query, key, widened, attn_mask=mask, scale=scale)  # (B, H, T, N+P)
-    return heads[..., : value.shape[-1]]

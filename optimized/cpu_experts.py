@@ -1,4 +1,8 @@
-"""What the experts' operators run on a CPU: the chosen experts one after the other, each over all of its tokens."""
+"""What the experts' operators run on a CPU.
+
+A few tokens: one generated loop over the chosen experts' weights. Many tokens, or no compiler: the chosen experts one
+after the other, each over all of its tokens.
+"""
 
 from collections.abc import Callable
 
@@ -6,51 +10,103 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reference.int4 import dequantize
 from reference.norm import wide_dtype
 
-from .int4 import multiply_tiles
+from . import int4_lanes
+from .generated import generated
+from .int4 import layout, multiply, num_inputs
 
 # n tokens   C hidden_size   K num_experts_per_tok   A assignments: n*K   E n_routed_experts   W moe_intermediate_size
+# m rows of one expert   O outputs   I inputs
+
+Product = Callable[[int, Tensor, Tensor], object]  # the expert, its rows (m, I), where its outputs (m, O) go
+
+# The most assignments per expert with which each reads its expert by itself (docs/performance.md). Dense weights are
+# bound by memory, so reading one twice is a loss; packed ones by arithmetic, until unpacking them pays.
+GATHER_DENSE, GATHER_INT4 = 1, 8
 
 
-def dense(tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    def expert(i: int, group: Tensor) -> Tensor:
-        gate, up = F.linear(group, gate_up[i]).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, down[i])
+def dense(
+    tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor, may_generate: bool
+) -> Tensor:
+    if may_generate and expert_ids.numel() <= GATHER_DENSE * len(gate_up):
+        return generated(gathered_dense)(tokens, weights, expert_ids, gate_up, down)
 
-    return _each_expert(tokens, weights, expert_ids, expert)
+    def product(stack: Tensor) -> Product:
+        return lambda i, group, out: torch.mm(group, stack[i].T, out=out)
+
+    return _each_expert(tokens, weights, expert_ids, product(gate_up), product(down), gate_up.shape[1], may_generate)
+
+
+def gathered_dense(tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """`kimi::dense_experts` of a few tokens."""
+    flat = expert_ids.flatten()  # (A)
+    rows = tokens.repeat_interleave(expert_ids.shape[-1], dim=0)  # (A, C)
+    hidden = activate(_matvec(rows, gate_up, flat))  # (A, W)
+    return weigh(_matvec(hidden, down, flat), weights, tokens.dtype)
+
+
+def _matvec(hidden: Tensor, weight: Tensor, expert_ids: Tensor) -> Tensor:
+    """Row a of hidden (A, I) times the weights (O, I) of expert expert_ids[a]: (A, O)."""
+    # Stacked, because Inductor's C++ writes a concatenation to memory: otherwise every output would compute it again.
+    [row] = torch.stack([hidden[:, None]])  # (A, 1, I)
+    return (weight[expert_ids].float() * row.float()).sum(-1).to(hidden.dtype)  # (A, O)
 
 
 def int4(
     tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, gate_up_scale: Tensor, down: Tensor,
     down_scale: Tensor, rounded: bool,
 ) -> Tensor:  # fmt: skip
-    def expert(i: int, group: Tensor) -> Tensor:
-        gate, up = _int4_product(group, gate_up[i], gate_up_scale[i], rounded).chunk(2, dim=-1)
-        return _int4_product(F.silu(gate) * up, down[i], down_scale[i], rounded)
+    in_lanes = layout(gate_up[0]) == layout(down[0]) == "lanes"
+    if in_lanes and expert_ids.numel() <= GATHER_INT4 * len(gate_up):
+        stacks = gate_up, gate_up_scale, down, down_scale
+        return generated(gathered_int4)(tokens, weights, expert_ids, *stacks, rounded)
 
-    return _each_expert(tokens, weights, expert_ids, expert)
+    def product(stack: Tensor, scale: Tensor) -> Product:
+        return lambda i, group, out: out.copy_(multiply(group, stack[i], scale[i], rounded))
+
+    both = product(gate_up, gate_up_scale), product(down, down_scale)
+    return _each_expert(tokens, weights, expert_ids, *both, 2 * num_inputs(down[0]), in_lanes)
 
 
-def _int4_product(hidden: Tensor, weight: Tensor, scale: Tensor, rounded: bool) -> Tensor:
-    if weight.dtype == torch.uint8:
-        return multiply_tiles(hidden, weight, scale, rounded)
-    return F.linear(hidden, dequantize(weight, scale, "bfloat16" if rounded else "exact").to(hidden.dtype))
+def gathered_int4(
+    tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, gate_up_scale: Tensor, down: Tensor,
+    down_scale: Tensor, rounded: bool,
+) -> Tensor:  # fmt: skip
+    """`kimi::int4_experts` of a few tokens, on lanes."""
+    flat = expert_ids.flatten()  # (A)
+    rows = tokens.repeat_interleave(expert_ids.shape[-1], dim=0)  # (A, C)
+    gate_and_up = int4_lanes.gathered_matvec(rows, gate_up, gate_up_scale, flat, rounded)  # (A, 2W)
+    hidden = activate(gate_and_up).to(tokens.dtype)  # (A, W)
+    return weigh(int4_lanes.gathered_matvec(hidden, down, down_scale, flat, rounded), weights, tokens.dtype)
 
 
 def _each_expert(
-    tokens: Tensor, weights: Tensor, expert_ids: Tensor, expert: Callable[[int, Tensor], Tensor]
+    tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Product, down: Product, width: int, may_generate: bool
 ) -> Tensor:
-    """Run `expert(i, its tokens)` for every expert that has tokens; weigh and sum in float32, rounded once."""
+    """Run both products for every expert that has tokens, and all else for all at once. width: 2W."""
     in_order, order = expert_ids.flatten().sort(stable=True)  # (A) (A)
-    chosen, loads = in_order.unique_consecutive(return_counts=True)
-    groups = tokens[order // expert_ids.shape[-1]].split(loads.tolist())
-    outputs = torch.cat([expert(i, group) for i, group in zip(chosen.tolist(), groups, strict=True)])  # (A, C)
-    return weigh(outputs[order.argsort()], weights, tokens.dtype)
+    chosen, loads = (tensor.tolist() for tensor in in_order.unique_consecutive(return_counts=True))
+
+    def products(product: Product, rows: Tensor, num_outputs: int) -> Tensor:
+        outputs = rows.new_empty(len(rows), num_outputs)
+        for i, group, out in zip(chosen, rows.split(loads), outputs.split(loads), strict=True):
+            product(i, group, out)
+        return outputs
+
+    activation, weighing = (generated(f) if may_generate else f for f in (activate, weigh))
+    hidden = activation(products(gate_up, tokens[order // expert_ids.shape[-1]], width))  # (A, W)
+    outputs = products(down, hidden, tokens.shape[-1])  # (A, C)
+    return weighing(outputs[order.argsort()], weights, tokens.dtype)
+
+
+def activate(gate_up: Tensor) -> Tensor:
+    """SwiGLU: (A, 2W) to (A, W)."""
+    gate, up = gate_up.chunk(2, dim=-1)  # (A, W) (A, W)
+    return F.silu(gate) * up
 
 
 def weigh(outputs: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """outputs (A, C) in the order of the assignments, times weights (n, K), summed per token: (n, C)."""
+    """outputs (A, C) in the order of the assignments, times weights (n, K), summed per token in float32: (n, C)."""
     per_token = outputs.view(*weights.shape, -1).to(wide_dtype(dtype))  # (n, K, C)
     return (per_token * weights[..., None]).sum(dim=1).to(dtype)  # (n, C)

@@ -16,9 +16,13 @@ from reference.stages import stage
 from . import capability
 from .attention import MultiHeadLatentAttention, Step, block_mask
 from .cache import LatentCache
+from .linear import use_fast_linears
 from .moe import MixtureOfExperts
 
 # B batch   T new tokens   C hidden_size   O vocab_size
+
+SLOT_STEP = 64
+
 
 class DecoderLayer(plain.DecoderLayer):
     def __init__(self, config: TextConfig, layer_index: int):
@@ -57,6 +61,7 @@ class LanguageModel(plain.LanguageModel):
         self.text_config = config
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        use_fast_linears(self)
         self.attention = "auto"  # or "flex" or "products", for prefill and decoding
         self.compiled: Callable | None = None
 
@@ -97,15 +102,21 @@ class LanguageModel(plain.LanguageModel):
     def _keys(self, cache: LatentCache | None, num_tokens: int, form: str) -> tuple[list[Tensor] | None, int]:
         """The cache's tensors and how many of their slots queries may look at.
 
-        Decoding is shown all of them: it stops at each row's length by itself, and shapes that stay need no new graph.
+        Decoding on CUDA is shown all of them, for shapes that stay can be recorded. On a CPU it is shown whole steps of
+        slots, for a matrix library prepares itself for each new shape, longer than the product takes. What lies beyond
+        a row is masked.
         """
         if cache is None:
             return None, num_tokens
-        return cache.layers, cache.layers[0].shape[1] if form == "absorbed" else cache.length + num_tokens
+        num_slots, filled = cache.layers[0].shape[1], cache.length + num_tokens
+        if form == "expanded":
+            return cache.layers, filled
+        shown = num_slots if cache.layers[0].is_cuda else -(-filled // SLOT_STEP) * SLOT_STEP
+        return cache.layers, min(shown, num_slots)
 
     def _attention(self, form: str, device: torch.device) -> str:
         if self.attention != "auto":
             return self.attention
         if form == "absorbed":
             return capability.decode_attention(device)
-        return capability.prefill_attention(is_compiled=self.compiled is not None)
+        return capability.prefill_attention(device, is_compiled=self.compiled is not None)

@@ -1,87 +1,89 @@
-"""INT4 weights that stay packed while they are multiplied: their two layouts, and a product for each.
+"""INT4 weights that stay packed while they are multiplied, in one of three layouts.
 
 The reference writes an expert's unpacked weights to memory and multiplies them from there: eight times the bytes in
-float32. Here the nibbles are widened in registers, so a decoded token reads 4.5 bits a weight and nothing more.
+float32. Here the nibbles are widened in registers, so a decoded token reads little more than the packed weights.
 
-    words   the published int32 words (O, I/8) and bfloat16 scales (O, I/32), read as they are
-    tiles   what the CPU operator of PyTorch reads: S outputs side by side, uint8 (O, I/2), with the scale and zero of
-            each group in the dtype of the run, (I/32, O, 2)
+    words   as published; what CUDA reads                                          int4_words.py
+    tiles   for PyTorch's CPU operator: nothing has to be compiled                 int4_tiles.py
+    lanes   for C++ that Inductor generates: all experts of a token in one loop    int4_lanes.py
 
-A CPU keeps tiles and lets the words go; `to_words` gives them back bit for bit. `optimized/moe.py` builds the operator.
+A CPU keeps tiles, or lanes once the model is compiled, and lets the words go; `published` gives them back bit for bit.
 """
 
-import functools
-
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from reference.config import INT4_GROUP_SIZE
-from reference.int4 import pack
+from reference.int4 import WEIGHTS_PER_WORD, dequantize
 
-# n tokens   O outputs   I inputs   w words of a row: I/8   g groups of a row: I/32   S outputs of a tile   N tiles: O/S
+from . import int4_lanes, int4_tiles
 
-ZERO = 8  # what a nibble holds for weight 0
-# Up to here the operator that widens in registers wins; beyond, unpacking pays for itself (docs/performance.md).
-FEW_TOKENS = 8
+# n tokens   E n_routed_experts   O outputs   I inputs   w words of a row: I/8   g groups of a row: I/32
 
 
-@functools.cache
-def tile_size() -> int | None:
-    """S of this CPU, found by packing a known pattern, or None where the operator lays its tiles in some other way."""
-    pattern = (torch.arange(128 * INT4_GROUP_SIZE) * 7 % 16 - ZERO).view(128, -1)  # (128, 32), all sixteen values
-    try:
-        tiles = pack_tiles(pattern)
-    except RuntimeError:
-        return None  # not every build of PyTorch has the operator
-    return next((size for size in (64, 32) if torch.equal(unpack_tiles(tiles, size), pattern)), None)
+class Int4Stack(nn.Module):
+    """The INT4 linears of one shape of all experts of a layer: words, until a CPU lays them out for its products."""
+
+    def __init__(self, num_experts: int, num_outputs: int, num_inputs: int):
+        super().__init__()
+        words = torch.empty(num_experts, num_outputs, num_inputs // WEIGHTS_PER_WORD, dtype=torch.int32)
+        scale = torch.empty(num_experts, num_outputs, num_inputs // INT4_GROUP_SIZE, dtype=torch.bfloat16)
+        self.register_buffer("weight", words, persistent=False)  # (E, O, w), or one of the other layouts per expert
+        self.register_buffer("scale", scale, persistent=False)  # (E, O, g), the same
+        self.num_outputs, self.may_round = num_outputs, True
+
+    def take(self, words: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
+        """Keep words (E, O, w) and scale (E, O, g), on a CPU as tiles, for runs in `dtype`."""
+        self.may_round = rounding_matters(scale)
+        if int4_tiles.fits(self.num_outputs, words.device):
+            words = torch.stack([int4_tiles.from_words(expert) for expert in words])  # (E, O, I/2) uint8
+            scale = torch.stack([int4_tiles.pack_scales(expert, dtype) for expert in scale])  # (E, g, O, 2)
+        self.weight, self.scale = words, scale
+
+    def use_lanes(self) -> None:
+        """Lay the weights out for generated C++, if there are outputs enough to fill it and this is a CPU."""
+        if int4_lanes.fits(self.num_outputs, self.weight.device) and self.layout != "lanes":
+            stacks = [self.published(i) for i in range(len(self.weight))]
+            self.weight = torch.stack([int4_lanes.pack_lanes(words) for words, _ in stacks])  # (E, N, I/2, 16) int32
+            self.scale = torch.stack([int4_lanes.pack_scales(scale) for _, scale in stacks])  # (E, N, g, 4, 16)
+
+    @property
+    def layout(self) -> str:
+        return layout(self.weight[0])
+
+    def published(self, expert: int) -> tuple[Tensor, Tensor]:
+        """Words (O, w) and bfloat16 scales (O, g) of one expert, bit for bit as they came."""
+        weight, scale = self.weight[expert], self.scale[expert]
+        if layout(weight) == "words":
+            return weight, scale
+        if layout(weight) == "tiles":
+            return int4_tiles.to_words(weight), int4_tiles.unpack_scales(scale)
+        return int4_lanes.unpack_lanes(weight), int4_lanes.unpack_scales(scale)
 
 
-def fits_tiles(num_outputs: int, device: torch.device) -> bool:
-    """Whether weights with this many outputs are kept as tiles on this device."""
-    return device.type == "cpu" and tile_size() is not None and num_outputs % tile_size() == 0
+def layout(weight: Tensor) -> str:
+    """Which layout the weight of one expert has: "words", "tiles" or "lanes"."""
+    if weight.dtype == torch.uint8:
+        return "tiles"
+    return "lanes" if weight.dim() == 3 else "words"
 
 
-def pack_tiles(integers: Tensor) -> Tensor:
-    """Integers -8 to 7, (O, I), to tiles (O, I/2) uint8 of this CPU."""
-    return torch.ops.aten._convert_weight_to_int4pack_for_cpu((integers + ZERO).to(torch.int32), 1)
+def num_inputs(weight: Tensor) -> int:
+    """I of the weight of one expert, in any layout."""
+    return weight.shape[1] * {"words": WEIGHTS_PER_WORD, "tiles": 2, "lanes": 2}[layout(weight)]
 
 
-def unpack_tiles(tiles: Tensor, size: int) -> Tensor:
-    """Tiles (O, I/2) back to integers (O, I): a byte has output j of its tile in the low half, j + S/2 in the high."""
-    return _nibbles(tiles, size).transpose(1, 2).flatten(0, 1).to(torch.int64) - ZERO  # (O, I)
-
-
-def _nibbles(tiles: Tensor, size: int) -> Tensor:
-    by_tile = tiles.view(-1, tiles.shape[1] * 2, size // 2)  # (N, I, S/2)
-    return torch.cat([by_tile & 15, by_tile >> 4], dim=-1)  # (N, I, S)
-
-
-def to_words(tiles: Tensor) -> Tensor:
-    """Tiles (O, I/2) to the published words (O, w)."""
-    return pack(unpack_tiles(tiles, tile_size()))
-
-
-def tile_scales(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Published scales (O, g) to (g, O, 2) of `dtype`: scale, and what the operator adds after it, which is nothing."""
-    return torch.stack([scale, torch.zeros_like(scale)], dim=-1).transpose(0, 1).to(dtype).contiguous()  # (g, O, 2)
-
-
-def multiply_tiles(hidden: Tensor, tiles: Tensor, scales: Tensor, rounded: bool) -> Tensor:
-    """hidden (n, I) times the weights of tiles (O, I/2), to (n, O).
+def multiply(hidden: Tensor, weight: Tensor, scale: Tensor, rounded: bool) -> Tensor:
+    """hidden (n, I) times the weights of one expert in any layout, to (n, O).
 
     rounded: integer * scale is rounded to bfloat16 first, as the published code does; otherwise it is exact.
     """
-    if len(hidden) <= FEW_TOKENS and not rounded:
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(hidden, tiles, INT4_GROUP_SIZE, scales)  # (n, O)
-    return hidden @ dense_from_tiles(tiles, scales, rounded)  # (n, O)
-
-
-def dense_from_tiles(tiles: Tensor, scales: Tensor, rounded: bool) -> Tensor:
-    """The weights as a matrix (I, O), which is how a product with tokens wants them, in the dtype of the scales."""
-    dtype = torch.bfloat16 if rounded else scales.dtype
-    nibbles = _nibbles(tiles, tile_size()).transpose(0, 1).flatten(1)  # (I, O)
-    integers = (nibbles.to(dtype) - ZERO).unflatten(0, (-1, INT4_GROUP_SIZE))  # (g, 32, O)
-    return (integers * scales[:, None, :, 0].to(dtype)).flatten(0, 1).to(scales.dtype)  # (I, O)
+    if layout(weight) == "tiles":
+        return int4_tiles.multiply(hidden, weight, scale, rounded)
+    if layout(weight) == "lanes":
+        return int4_lanes.multiply(hidden, weight, scale, rounded)
+    return F.linear(hidden, dequantize(weight, scale, "bfloat16" if rounded else "exact").to(hidden.dtype))  # (n, O)
 
 
 def rounding_matters(scale: Tensor) -> bool:

@@ -18,9 +18,10 @@ from reference.errors import UsageError
 from reference.projector import KimiVLProjector, PatchMergerMLP
 
 from . import capability
+from .attention import MultiHeadLatentAttention
 from .cache import LatentCache
 from .decoder import LanguageModel
-from .moe import Int4Experts, MixtureOfExperts
+from .moe import Experts, Int4Experts, MixtureOfExperts
 from .vision import VisionTower
 
 
@@ -94,5 +95,9 @@ def compile_steps(model: nn.Module) -> None:
         need = "Triton" if device.type == "cuda" else "a C++ compiler (g++ or clang++)"
         raise UsageError(f"torch.compile needs {need}, and there is none here. Install it, or leave out --compile.")
     for module in model.modules():
+        if isinstance(module, Experts):
+            module.use_generated()
+        if isinstance(module, MultiHeadLatentAttention):
+            module.may_generate = True
         if isinstance(module, LanguageModel):
             module.compiled = torch.compile(module.compute, fullgraph=True, dynamic=True)

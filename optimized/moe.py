@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from reference import moe as plain
-from reference.config import INT4_GROUP_SIZE, TextConfig
-from reference.int4 import PRODUCTS, WEIGHTS_PER_WORD, unpack
+from reference.config import TextConfig
+from reference.int4 import PRODUCTS, WEIGHTS_PER_WORD
 from reference.mlp import SwiGLU
-from reference.router import Router
 
-from .int4 import fits_tiles, pack_tiles, rounding_matters, tile_scales, to_words
+from . import cpu_experts
+from .int4 import Int4Stack
+from .linear import Router
 from .ops import dense_experts, int4_experts
 
 # n tokens of the whole batch in a row   C hidden_size   K num_experts_per_tok   E n_routed_experts
@@ -42,6 +43,20 @@ class MixtureOfExperts(plain.MixtureOfExperts):
 
 class Experts(nn.Module, ABC):
     """What both kinds share: tensors under the published names in the state dict, one expert after the other."""
+
+    may_generate = False  # whether torch.compile may be asked for kernels
+
+    def use_generated(self) -> None:
+        """Run on kernels that torch.compile generates, from the next call on."""
+        self.may_generate = True
+
+    def _joins_the_graph(self, tokens: Tensor) -> bool:
+        """Whether tokens (n, C) are one token, decoded on a CPU in a graph that is being compiled.
+
+        Its experts then become part of that graph. The operator would compute the same, but calling a compiled function
+        out of another one costs half as much as its work.
+        """
+        return torch.compiler.is_compiling() and tokens.shape[0] == 1 and tokens.device.type == "cpu"
 
     @abstractmethod
     def published(self) -> Iterator[tuple[str, Tensor]]:
@@ -85,7 +100,9 @@ class DenseExperts(Experts):
 
     def forward(self, tokens: Tensor, weights: Tensor, expert_ids: Tensor) -> Tensor:
         """tokens (n, C), weights (n, K) and expert_ids (n, K) of the router to (n, C)."""
-        return dense_experts(tokens, weights, expert_ids, self.gate_up, self.down)
+        if self._joins_the_graph(tokens):
+            return cpu_experts.gathered_dense(tokens, weights, expert_ids, self.gate_up, self.down)
+        return dense_experts(tokens, weights, expert_ids, self.gate_up, self.down, self.may_generate)
 
     def published(self) -> Iterator[tuple[str, Tensor]]:
         for i, (gate_up, down) in enumerate(zip(self.gate_up.detach(), self.down.detach(), strict=True)):
@@ -114,11 +131,18 @@ class Int4Experts(Experts):
         self.gate_up = Int4Stack(num_experts, 2 * width, hidden_size)
         self.down = Int4Stack(num_experts, hidden_size, width)
 
+    def use_generated(self) -> None:
+        super().use_generated()
+        self.gate_up.use_lanes()
+        self.down.use_lanes()
+
     def forward(self, tokens: Tensor, weights: Tensor, expert_ids: Tensor) -> Tensor:
         """tokens (n, C), weights (n, K) and expert_ids (n, K) of the router to (n, C)."""
         gate_up, down = self.gate_up, self.down
         rounded = self.product == "bfloat16" and (gate_up.may_round or down.may_round)
         stacks = gate_up.weight, gate_up.scale, down.weight, down.scale
+        if self._joins_the_graph(tokens) and gate_up.layout == down.layout == "lanes":
+            return cpu_experts.gathered_int4(tokens, weights, expert_ids, *stacks, rounded)
         return int4_experts(tokens, weights, expert_ids, *stacks, rounded)
 
     def published(self) -> Iterator[tuple[str, Tensor]]:
@@ -137,30 +161,5 @@ class Int4Experts(Experts):
 
         self.gate_up.take(stacked("packed", "gate", "up"), stacked("scale", "gate", "up"), self.dtype)
         self.down.take(stacked("packed", "down"), stacked("scale", "down"), self.dtype)
-
-
-class Int4Stack(nn.Module):
-    """INT4 linears of one shape: words, until `take` on a CPU turns them into tiles."""
-
-    def __init__(self, num_experts: int, num_outputs: int, num_inputs: int):
-        super().__init__()
-        words = torch.empty(num_experts, num_outputs, num_inputs // WEIGHTS_PER_WORD, dtype=torch.int32)
-        scale = torch.empty(num_experts, num_outputs, num_inputs // INT4_GROUP_SIZE, dtype=torch.bfloat16)
-        self.register_buffer("weight", words, persistent=False)  # (E, O, w) int32, or tiles (E, O, I/2) uint8
-        self.register_buffer("scale", scale, persistent=False)  # (E, O, g) bfloat16, or (E, g, O, 2) of the run
-        self.may_round = True
-
-    def take(self, words: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
-        """Keep words (E, O, w) and scale (E, O, g), in the layout that this device multiplies fastest."""
-        self.may_round = rounding_matters(scale)
-        if fits_tiles(words.shape[1], words.device):
-            words = torch.stack([pack_tiles(unpack(expert)) for expert in words])  # (E, O, I/2) uint8
-            scale = torch.stack([tile_scales(expert, dtype) for expert in scale])  # (E, g, O, 2)
-        self.weight, self.scale = words, scale
-
-    def published(self, expert: int) -> tuple[Tensor, Tensor]:
-        """Words (O, w) and bfloat16 scales (O, g) of one expert, bit for bit as they came."""
-        weight, scale = self.weight[expert], self.scale[expert]
-        if weight.dtype == torch.int32:
-            return weight, scale
-        return to_words(weight), scale[..., 0].T.to(torch.bfloat16)
+        if self.may_generate:
+            self.use_generated()

@@ -2,9 +2,10 @@
 
 | operator | its twin in reference/ | on a CPU | on CUDA |
 | --- | --- | --- | --- |
-| `kimi::latent_attention` | `attention.MultiHeadLatentAttention._absorbed` | `latent_products.each_row` | `all_rows` |
-| `kimi::dense_experts` | `moe.MixtureOfExperts._routed` | `cpu_experts.dense` | `cuda_experts.dense`, compiled |
-| `kimi::int4_experts` | the same with `int4.Int4Linear` | `cpu_experts.int4` | `cuda_experts.int4`, compiled |
+| `kimi::latent_attention` | `attention._absorbed` | `attention_products.each_row` | `attention_products.all_rows` |
+| `kimi::expanded_attention` | `attention._expanded` | `attention_products.in_blocks` | `attention_products.fused` |
+| `kimi::dense_experts` | `moe._routed` | `cpu_experts.dense` | `cuda_experts.dense` |
+| `kimi::int4_experts` | `moe._routed` with `int4.Int4Linear` | `cpu_experts.int4` | `cuda_experts.int4` |
 
 An operator is opaque to torch.compile: a form may loop over experts or rows, and the graph around it stays whole.
 """
@@ -12,9 +13,10 @@ An operator is opaque to torch.compile: a form may loop over experts or rows, an
 import torch
 from torch import Tensor
 
-from . import cpu_experts, cuda_experts, latent_products
+from . import attention_products, cpu_experts, cuda_experts
 
 # B batch   T new tokens   S slots of the cache   H num_attention_heads   R kv_lora_rank   P qk_rope_head_dim
+# D head size of queries and keys   V v_head_dim
 # n tokens   C hidden_size   K num_experts_per_tok   E n_routed_experts   W moe_intermediate_size
 
 
@@ -26,7 +28,7 @@ def latent_attention(
 
     Query t of row b sees slots num_padding[b] to start[b] + t.
     """
-    return latent_products.each_row(query, latent_key, start, num_padding, rank, scale)
+    return attention_products.each_row(query, latent_key, start, num_padding, rank, scale)
 
 
 @latent_attention.register_fake
@@ -36,16 +38,40 @@ def _(query: Tensor, latent_key: Tensor, start: Tensor, num_padding: Tensor, ran
 
 @latent_attention.register_kernel("cuda")
 def _(query: Tensor, latent_key: Tensor, start: Tensor, num_padding: Tensor, rank: int, scale: float) -> Tensor:
-    return latent_products.all_rows(query, latent_key, start, num_padding, rank, scale)
+    return attention_products.all_rows(query, latent_key, start, num_padding, rank, scale)
+
+
+@torch.library.custom_op("kimi::expanded_attention", mutates_args=())
+def expanded_attention(
+    query: Tensor, key: Tensor, value: Tensor, start: Tensor, num_padding: Tensor, scale: float, may_generate: bool
+) -> Tensor:
+    """query (B, H, T, D), key (B, H, S, D) and value (B, H, S, V) to (B, H, T, V); who sees what as above."""
+    return attention_products.in_blocks(query, key, value, start, num_padding, scale, may_generate)
+
+
+@expanded_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
+    return query.new_empty(*query.shape[:-1], value.shape[-1])
+
+
+@expanded_attention.register_kernel("cuda")
+def _(
+    query: Tensor, key: Tensor, value: Tensor, start: Tensor, num_padding: Tensor, scale: float, may_generate: bool
+) -> Tensor:
+    # A copy, because an operator's result must own its memory as the shape promised above says.
+    return attention_products.fused(query, key, value, start, num_padding, scale).contiguous()
 
 
 @torch.library.custom_op("kimi::dense_experts", mutates_args=())
-def dense_experts(tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def dense_experts(
+    tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor, may_generate: bool
+) -> Tensor:
     """tokens (n, C) through their experts, weighted and summed: (n, C).
 
-    weights and expert_ids (n, K) from the router, gate_up (E, 2W, C), down (E, C, W).
+    weights and expert_ids (n, K) from the router, gate_up (E, 2W, C), down (E, C, W). may_generate: a CPU may compile a
+    kernel for it; CUDA always does.
     """
-    return cpu_experts.dense(tokens, weights, expert_ids, gate_up, down)
+    return cpu_experts.dense(tokens, weights, expert_ids, gate_up, down, may_generate)
 
 
 @torch.library.custom_op("kimi::int4_experts", mutates_args=())
@@ -72,7 +98,9 @@ def _(tokens: Tensor, *_: object) -> Tensor:
 
 
 @dense_experts.register_kernel("cuda")
-def _(tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def _(
+    tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor, may_generate: bool
+) -> Tensor:
     return cuda_experts.compiled(cuda_experts.dense)(tokens, weights, expert_ids, gate_up, down)
 
 

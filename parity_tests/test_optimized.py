@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from optimized import cuda_experts, int4, moe, ops
+from optimized import cuda_experts, int4, int4_tiles, moe, ops
 from optimized.generation import Batch
 from optimized.generation import generate as generate_fast
 from optimized.model import KimiModel, load_model, set_attention
@@ -267,18 +267,18 @@ def test_rounded_products_are_the_published_ones(num_tokens: int) -> None:
 
 
 def test_shipped_scales_never_round() -> None:
-    stacks = [module for module in load_model(SHIPPED_MODEL).modules() if isinstance(module, moe.Int4Stack)]
+    stacks = [module for module in load_model(SHIPPED_MODEL).modules() if isinstance(module, int4.Int4Stack)]
     assert stacks and not any(stack.may_round for stack in stacks)
 
 
 @pytest.mark.parametrize("num_outputs", [64, 128, 192])
 def test_tiles_give_back_the_integers(num_outputs: int) -> None:
-    size = int4.tile_size()
+    size = int4_tiles.tile_size()
     if size is None:
-        assert not int4.fits_tiles(num_outputs, torch.device("cpu"))
+        assert not int4_tiles.fits(num_outputs, torch.device("cpu"))
         return
     integers = torch.randint(-8, 8, (num_outputs, 96))
-    assert torch.equal(int4.unpack_tiles(int4.pack_tiles(integers), size), integers)
+    assert torch.equal(int4_tiles.unpack_tiles(int4_tiles.pack_tiles(integers), size), integers)
 
 
 def test_custom_operators_keep_their_contracts() -> None:
@@ -288,7 +288,7 @@ def test_custom_operators_keep_their_contracts() -> None:
     stacks = experts.gate_up.weight, experts.gate_up.scale, experts.down.weight, experts.down.scale
     torch.library.opcheck(ops.int4_experts, (hidden, weights, expert_ids, *stacks, False))
     dense = torch.randn(4, 128, 128), torch.randn(4, 128, 64)
-    torch.library.opcheck(ops.dense_experts, (hidden, weights, expert_ids, *dense))
+    torch.library.opcheck(ops.dense_experts, (hidden, weights, expert_ids, *dense, False))
     query, keys = torch.randn(2, 1, 3, 20), torch.randn(2, 9, 20)
     torch.library.opcheck(ops.latent_attention, (query, keys, torch.tensor([4, 7]), torch.tensor([0, 2]), 16, 0.3))
 

@@ -30,8 +30,7 @@ class Router(nn.Module):
         The weights of a token sum to routed_scaling_factor (if norm_topk_prob). All in float32: bfloat16 scores flip
         experts.
         """
-        wide = wide_dtype(hidden.dtype)
-        scores = F.linear(hidden.to(wide), self.weight.to(wide)).sigmoid()  # (T, E)
+        scores = self._logits(hidden).sigmoid()  # (T, E)
         scores = stage(f"layers.{self.layer_index}.router.scores", scores)  # (T, E)
         choice = self._within_best_groups(scores + self.e_score_correction_bias)  # (T, E)
         expert_ids = choice.topk(self.config.num_experts_per_tok, dim=-1).indices  # (T, K)
@@ -41,6 +40,10 @@ class Router(nn.Module):
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)  # (T, K), rows sum to 1
         weights = weights * self.config.routed_scaling_factor  # (T, K)
         return stage(f"layers.{self.layer_index}.router.weights", weights), expert_ids
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        wide = wide_dtype(hidden.dtype)
+        return F.linear(hidden.to(wide), self.weight.to(wide))  # (T, E)
 
     def _within_best_groups(self, choice: Tensor) -> Tensor:
         """Hide the experts outside the best `topk_group` groups. K2.5 has one group: nothing is hidden."""
