@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   python -m tools.parity
-  python -m tools.parity --model reference/nano --dtype bfloat16 --json
-  python -m tools.parity --prompts 200
+  python -m tools.parity --model reference/nano --dtype bfloat16 --prompts 12 --json
 """
 FLOAT32_TOLERANCE = 1e-5  # relative L2 to the reference in float32
 BFLOAT16_RATIO = 1.1  # error against float64, over the reference's own
