@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from optimized.generation import generate as generate_fast
 from parity_tests.checkpoints import small_config, write_checkpoint
 from reference import generate as plain_generate
 from reference.command import BAD_INPUT, CHECK_FAILED, DONE, run
-from tools import dump_activations, evaluate, parity
+from reference.generation import Generated
+from tools import dump_activations, evaluate, greedy_agreement, parity
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "examples" / "shapes.png"
@@ -57,6 +59,40 @@ def test_parity_prints_a_table_and_fails_beyond_the_tolerance(
     assert "TOO FAR" in capsys.readouterr().out
 
 
+def test_parity_compares_greedy_answers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(greedy_agreement, "MAX_NEW_TOKENS", 12)
+    assert run(lambda: parity.main(["--prompts", "6", "--json"])) == DONE
+    greedy = json.loads(capsys.readouterr().out)["greedy"]
+    [comparison] = greedy["comparisons"]
+    assert (greedy["prompts"], comparison["identical"], comparison["differences"]) == (6, 6, [])
+    assert comparison["identical_by_kind"] == {"text": "2 of 2", "pictures": "2 of 2", "videos": "2 of 2"}
+    assert greedy["alone_and_in_a_batch"]["num_identical"] == 6
+    assert run(lambda: parity.main(["--prompts", "3", "--dtype", "bfloat16"])) == DONE
+    printed_lines = capsys.readouterr().out
+    assert "optimized against the reference: " in printed_lines
+    assert "the reference against the reference in float32: " in printed_lines
+
+
+def test_a_different_answer_fails_in_float32_and_says_how_near_it_was(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong_end(*args: object, **settings: object) -> list[Generated]:
+        """The second token of the first answer is another one; the second answer ends a token early."""
+        first, second, *others = generate_fast(*args, **settings)
+        first.ids[1] += 1
+        second.ids.pop()
+        return [first, second, *others]
+
+    monkeypatch.setattr(greedy_agreement, "MAX_NEW_TOKENS", 40)
+    monkeypatch.setattr(greedy_agreement, "generate_fast", wrong_end)
+    assert run(lambda: parity.main(["--prompts", "3", "--json"])) == CHECK_FAILED
+    [comparison] = json.loads(capsys.readouterr().out)["greedy"]["comparisons"]
+    assert comparison["identical"] == 1 and [one["question"] for one in comparison["differences"]] == [0, 1]
+    for one in comparison["differences"]:
+        assert 0 < one["top_two_gap"] <= one["gap"]
+    assert comparison["differences"][0]["position"] == comparison["min_median_max"]["position"][0] == 1
+
+
 def test_evaluation_finds_the_same_with_both(capsys: pytest.CaptureFixture[str]) -> None:
     found = []
     for backend in ("reference", "optimized"):
@@ -70,6 +106,7 @@ def test_contradictions_are_refused_in_one_line(capsys: pytest.CaptureFixture[st
     for main, arguments, words in (
         (parity.main, ["--dtype", "float64"], "invalid choice"),
         (parity.main, ["--model", "nowhere"], "nowhere"),
+        (parity.main, ["--prompts", "-1"], "expected 0 or more"),
         (dump_activations.main, ["--model", "reference/nano", "--input", "none", "--out", "o", "--backend", "optimized",
                                  "--dtype", "float64"], "no float64"),
     ):  # fmt: skip

@@ -13,11 +13,14 @@ import torch
 
 import reference.generation
 from parity_tests.checkpoints import small_config, write_checkpoint
+from reference.frames import open_video
 from reference.generate import SHIPPED_MODEL
+from reference.prompt import Processor
 from reference.tokenizer import Tokenizer
+from reference.video import chunk_patches
 from tools import evaluate, vocabulary
 from tools.nano_checkpoint import PREPROCESSOR
-from tools.worlds import arithmetic, pictures
+from tools.worlds import arithmetic, pictures, videos
 from tools.worlds.sample import SKILLS, draw, skills_of
 from tools.worlds.task import is_held_out
 
@@ -204,6 +207,121 @@ def test_media_stand_before_after_and_between_text():
         parts = draw("pictures", 0, index).messages[-1]["content"]
         orders.add(tuple(part["type"] for part in parts))
     assert orders == {("image", "text"), ("text", "image"), ("text", "image", "text")}
+
+
+# --- videos ----------------------------------------------------------------------------------------------------------
+
+
+def clips(skill: str, num: int):
+    """Samples with the pixels of their frames, decoded from what the messages hold: (frames, height, width, 3)."""
+    for index in range(num):
+        sample = draw(skill, 3, index)
+        video = next(part["video"] for part in sample.messages[-1]["content"] if part["type"] == "video")
+        reader = open_video(video, "clip", None, (), 10**6)
+        frames = reader.frames(list(range(reader.num_frames)))
+        yield sample, np.stack([np.asarray(frame, dtype=int) for frame in frames])
+
+
+def boxes(frames: np.ndarray) -> np.ndarray:
+    """Left, top, right, bottom of what is not background, frame by frame: (frames, 4)."""
+    found = []
+    for frame in frames:
+        corners = [frame[y, x] for y in (0, -1) for x in (0, -1)]
+        background = max(corners, key=lambda corner: sum((corner == other).all() for other in corners))
+        rows, columns = np.nonzero((frame != background).any(-1))
+        found.append((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+    return np.array(found)
+
+
+def test_every_frame_is_stored_and_nothing_is_lost():
+    counts = set()
+    for skill in skills_of("videos"):
+        for sample, frames in clips(skill, 40):
+            assert [frame.tolist() for frame in frames] == [
+                np.asarray(image).tolist() for image in sample.task.clip.paint()
+            ]
+            counts.add(len(frames))
+    assert counts == set(range(2, 17))
+
+
+def test_shapes_move_where_the_answer_says():
+    answers = set()
+    for sample, frames in clips("videos.motion", 80):
+        left, top, right, bottom = boxes(frames).T
+        colour, kind, direction = sample.task.truth
+        assert sample.content == f"The {colour} {kind} moves {direction}."
+        path, still = ((left + right) / 2, (top + bottom) / 2)[:: 1 if direction in ("left", "right") else -1]
+        steps = np.diff(path) * (1 if direction in ("right", "down") else -1)
+        side = frames.shape[2] if direction in ("left", "right") else frames.shape[1]
+        assert (steps >= 0).all() and steps.sum() >= side / 5 and (still == still[0]).all()
+        assert len(set(right - left)) == len(set(bottom - top)) == 1
+        answers.add(direction)
+    assert answers == set(videos.DIRECTIONS)
+
+
+def test_shapes_grow_and_shrink_as_the_answer_says():
+    for sample, frames in clips("videos.size", 60):
+        left, top, right, bottom = boxes(frames).T
+        sign = {"grows": 1, "shrinks": -1}[sample.task.truth[2]]
+        assert (np.diff(right - left) * sign >= 0).all() and (np.diff(bottom - top) * sign >= 0).all()
+        assert max(right - left) >= 1.25 * min(right - left)
+        assert np.ptp((left + right) / 2) <= 1 and np.ptp((top + bottom) / 2) <= 1
+
+
+def test_shapes_turn_the_colour_that_the_answer_says():
+    for sample, frames in clips("videos.colour", 60):
+        colour, kind, new = sample.task.truth
+        assert sample.content == f"The {colour} {kind} turns {new}." and colour != new
+        assert len({tuple(box) for box in boxes(frames)}) == 1
+        left, top, right, bottom = boxes(frames)[0]
+        middles = frames[:, (top + bottom) // 2, (left + right) // 2]                  # (frames, 3)
+        nearest = [min(videos.COLOURS, key=lambda name: abs(videos.COLOURS[name] - middle).max()) for middle in middles]
+        assert nearest == sorted(nearest, key=[colour, new].index) and set(nearest) == {colour, new}
+
+
+def test_thinking_names_the_first_and_the_last_frame():
+    for skill in skills_of("videos"):
+        for index in range(60):
+            sample = draw(skill, 1, index, thinking=True)
+            first, last = (line.partition(": ")[2] for line in sample.reasoning_content.splitlines())
+            scenes = sample.task.clip.scenes
+            assert (first, last) == (pictures.listing(scenes[0]), pictures.listing(scenes[-1])) and first != last
+            for scene in scenes:
+                [shape] = scene.shapes
+                assert math.dist(shape.rgb, scene.background) >= 80
+                assert min(shape.box) >= 0 and shape.box[2] <= scene.width and shape.box[3] <= scene.height
+
+
+def test_the_media_pipeline_sees_every_frame_of_a_clip():
+    processor = Processor.from_directory(SHIPPED_MODEL)
+    for skill in skills_of("videos"):
+        for index in range(5):
+            sample = draw(skill, 2, index)
+            prompt = processor.prompt(sample.messages)
+            frames = sample.task.clip.paint()
+            parts = [chunk_patches(frames[i : i + 4], processor.media_config) for i in range(0, len(frames), 4)]
+            assert np.array_equal(prompt.pixel_values, np.concatenate([pixels for pixels, _ in parts]))
+            assert np.array_equal(prompt.grid_thws, np.stack([grid for _, grid in parts]))
+
+
+@pytest.mark.parametrize(
+    ("judge", "answer", "truth", "right"),
+    [
+        (videos.judge_motion, "The red circle moves left.", ("red", "circle", "left"), True),
+        (videos.judge_motion, "Left.", ("red", "circle", "left"), True),
+        (videos.judge_motion, "It moves left and up.", ("red", "circle", "left"), False),
+        (videos.judge_motion, "The blue circle moves left.", ("red", "circle", "left"), False),
+        (videos.judge_size, "The red circle gets bigger.", ("red", "circle", "grows"), True),
+        (videos.judge_size, "The red square grows.", ("red", "circle", "grows"), False),
+        (videos.judge_size, "The red circle grows.", ("red", "circle", "shrinks"), False),
+        (videos.judge_colour, "The red circle turns blue.", ("red", "circle", "blue"), True),
+        (videos.judge_colour, "Blue", ("red", "circle", "blue"), True),
+        (videos.judge_colour, "The blue circle turns red.", ("red", "circle", "blue"), False),
+        (videos.judge_colour, "The green circle turns blue.", ("red", "circle", "blue"), False),
+    ],
+)
+def test_video_answers_are_judged_by_what_they_say(judge, answer, truth, right):
+    assert judge(answer, truth) is right
 
 
 # --- all worlds ------------------------------------------------------------------------------------------------------

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
     from reference.config import KimiConfig
 
+    from .greedy_agreement import GreedyAgreement
+
 EXAMPLES = """examples:
   python -m tools.parity
-  python -m tools.parity --model reference/nano --dtype bfloat16 --json
+  python -m tools.parity --model reference/nano --dtype bfloat16 --prompts 12 --json
 """
 FLOAT32_TOLERANCE = 1e-5  # relative L2 to the reference in float32
 BFLOAT16_RATIO = 1.1  # error against float64, over the reference's own
@@ -56,16 +58,30 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--attention", choices=("auto", "flex", "products"), default="auto")
+    parser.add_argument(
+        "--prompts", metavar="N", type=int, default=0,
+        help="then let both answer N held-out prompts greedily: text, pictures and videos in turn. In float32 every "
+             "token has to be the same; in bfloat16 it says how many are, and how near the call was (default: 0)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
+    if args.prompts < 0:
+        parser.error(f"--prompts is {args.prompts}; expected 0 or more")
     with progress("comparing", quiet=args.json):
         rows, flips = compare(args)
     rows.sort(key=lambda row: -row.share)
-    failed = [row.stage for row in rows if row.share > 1]
+    greedy = None
+    if args.prompts:
+        from .greedy_agreement import measure
+
+        greedy = measure(args.model, args.prompts, args.dtype, args.device, args.attention, quiet=args.json)
     if args.json:
-        print(json.dumps(as_document(rows, flips, args), indent=1))
+        print(json.dumps(as_document(rows, flips, greedy, args), indent=1))
     else:
         print_table(rows, flips, args)
+        if greedy:
+            greedy.print()
+    failed = any(row.share > 1 for row in rows) or (greedy is not None and greedy.failed)
     return CHECK_FAILED if failed else DONE
 
 
@@ -180,14 +196,17 @@ def stages_of(model: "nn.Module", call: Call, experts: dict[str, "Tensor"] | Non
     return seen
 
 
-def as_document(rows: list[Row], flips: tuple[int, int], args: argparse.Namespace) -> dict[str, Any]:
+def as_document(
+    rows: list[Row], flips: tuple[int, int], greedy: "GreedyAgreement | None", args: argparse.Namespace
+) -> dict[str, Any]:
     import torch
 
-    return {
+    document = {
         "model": str(args.model), "dtype": args.dtype, "device": args.device, "attention": args.attention,
         "torch": torch.__version__, "expert_flips": flips[0], "tokens_routed": flips[1],
         "stages": [{"stage": row.stage, "error": row.error, "allowed": row.allowed} for row in rows],
     }  # fmt: skip
+    return document | ({"greedy": greedy.as_document()} if greedy else {})
 
 
 def print_table(rows: list[Row], flips: tuple[int, int], args: argparse.Namespace) -> None:

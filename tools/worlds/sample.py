@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import arithmetic, pictures, self_knowledge
+from . import arithmetic, pictures, self_knowledge, videos
 from .task import Task, is_held_out, weighted
 
 SKILLS: dict[str, float] = {
-    **arithmetic.SKILLS, **pictures.SKILLS, **self_knowledge.SKILLS, **self_knowledge.OUTSIDE_SKILLS
+    **arithmetic.SKILLS, **pictures.SKILLS, **videos.SKILLS, **self_knowledge.SKILLS, **self_knowledge.OUTSIDE_SKILLS
 }  # fmt: skip
-THINKING_SHARE = {"numbers": 0.8, "pictures": 0.5, "self": 0.5, "outside": 0.5}
+THINKING_SHARE = {"numbers": 0.8, "pictures": 0.5, "videos": 0.5, "self": 0.5, "outside": 0.5}
 SPLITS = ("train", "held-out")
 SYSTEMS = (
     "You are a helpful assistant.", "You are Kimi, an AI assistant created by Moonshot AI.", "Answer briefly.",
@@ -29,7 +29,8 @@ SYSTEMS = (
 class Sample:
     """A conversation that ends with a user's message, the reply it should get, and how to judge another reply.
 
-    `messages` are in the OpenAI format; a picture is a part `{"type": "image", "image": PIL.Image}`.
+    `messages` are in the OpenAI format; a picture is a part `{"type": "image", "image": PIL.Image}`, a video
+    `{"type": "video", "video": bytes}`.
     `reasoning_content` is empty in instant mode. `skill` is that of the last question.
     """
 
@@ -58,6 +59,7 @@ def draw(
     """Example number `index` of this world, skill or `conversation`; `thinking` None mixes both modes.
 
     `canvas` ('small', 'full') and `num_shapes` shape the pictures: a training starts easy, the default is the test.
+    A video has one shape, whatever `num_shapes` says.
     Training and held-out examples never share content (see `Task.key`).
     """
     assert split in SPLITS, split
@@ -77,6 +79,8 @@ def draw_task(rng: random.Random, name: str, split: str, canvas: str, num_shapes
             task = arithmetic.draw_numbers(rng, skill)
         elif world == "pictures":
             task = pictures.draw_picture(rng, skill, canvas, num_shapes)
+        elif world == "videos":
+            task = videos.draw_video(rng, skill, canvas)
         elif world == "self":
             task = self_knowledge.draw_self(rng, skill)
         else:
@@ -122,14 +126,17 @@ def make_sample(rng: random.Random, tasks: Sequence[Task], thinking: bool | None
 
 
 def user_content(rng: random.Random, task: Task, show: bool) -> str | list[dict[str, Any]]:
-    """The question, with its picture before, after or between text."""
-    if task.scene is None or not show:
+    """The question, with its picture or video before, after or between text."""
+    if task.clip is not None:
+        medium, lead_ins = {"type": "video", "video": task.clip.encode()}, videos.LEAD_INS
+    elif task.scene is not None and show:
+        medium, lead_ins = {"type": "image", "image": task.scene.paint()}, pictures.LEAD_INS
+    else:
         return task.question
-    picture = {"type": "image", "image": task.scene.paint()}
     question = {"type": "text", "text": task.question}
     roll = rng.random()
     if roll < 0.6:
-        return [picture, question]
+        return [medium, question]
     if roll < 0.85:
-        return [question, picture]
-    return [{"type": "text", "text": rng.choice(pictures.LEAD_INS)}, picture, question]
+        return [question, medium]
+    return [{"type": "text", "text": rng.choice(lead_ins)}, medium, question]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .pictures import Scene
+    from .videos import Clip
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Task:
     judge: Callable[[str, Any], bool]
     truth: Any
     scene: "Scene | None" = None
+    clip: "Clip | None" = None
     system: str | None = None
 
 
