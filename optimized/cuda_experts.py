@@ -53,7 +53,7 @@ def dense(tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, 
     """`kimi::dense_experts`."""
     if expert_ids.numel() <= GATHERED:
         return dense_gathered(tokens, weights, expert_ids, gate_up, down)
-    return _in_blocks(tokens, weights, expert_ids, dense_grouped, (gate_up,), (down,))
+    return in_blocks(tokens, weights, expert_ids, dense_grouped, (gate_up,), (down,))
 
 
 def int4(
@@ -64,7 +64,7 @@ def int4(
     stacks = gate_up, gate_up_scale, down, down_scale
     if expert_ids.numel() <= GATHERED:
         return int4_gathered(tokens, weights, expert_ids, *stacks, rounded)
-    return _in_blocks(tokens, weights, expert_ids, int4_grouped, (*stacks[:2], rounded), (*stacks[2:], rounded))
+    return in_blocks(tokens, weights, expert_ids, int4_grouped, (*stacks[:2], rounded), (*stacks[2:], rounded))
 
 
 @compiled(**GATHER)
@@ -97,7 +97,7 @@ def _dense_matvec(rows: Tensor, stack: Tensor, experts: Tensor) -> Tensor:
     return (pick(stack, experts).float() * rows.unsqueeze(1).float()).sum(-1)  # (A, O)
 
 
-def _in_blocks(
+def in_blocks(
     tokens: Tensor, weights: Tensor, expert_ids: Tensor, grouped: Callable, gate_up: tuple, down: tuple
 ) -> Tensor:
     """Part by part, each filled up to a power of two with tokens that nobody reads."""
@@ -115,7 +115,7 @@ def _in_blocks(
 
 @compiled()
 def to_blocks(tokens: Tensor, expert_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """tokens (n, C) as halves (2, b, R, C/2) of blocks, the slot (A,) of every assignment, and each block's expert (b,).
+    """tokens (n, C) as halves (2, b, R, C/2) of blocks, each assignment's slot (A,), and each block's expert (b,).
 
     Even columns are one half, odd ones the other, as the bytes of `grouped_product` want them.
     """

@@ -25,10 +25,7 @@ WARM_UPS = 3  # compiling, tuning, and the allocations of a first run belong to 
 
 
 class DecodeGraph:
-    """`compute` of a language model for one token per row, replayed.
-
-    The logits that a call returns are overwritten by the next call with as many rows.
-    """
+    """`compute` of a language model for one token per row, replayed."""
 
     def __init__(self, compute: Callable[..., Tensor]):
         self.compute = compute
@@ -42,8 +39,8 @@ class DecodeGraph:
         settings: what else `compute` takes, the same on every call with this cache. Raises UsageError if the step
         cannot be recorded.
         """
-        cache = tuple((layer.data_ptr(), layer.shape[1]) for layer in layers)
-        key = (hidden.shape, hidden.dtype, cache, settings)
+        cache = tuple(layer.untyped_storage().data_ptr() for layer in layers)  # the same for any rows of it
+        key = (cache, layers[0].data_ptr(), hidden.shape, hidden.dtype, settings)
         if key not in self.recorded:
             self.forget_other_caches(cache)
             self.recorded[key] = self.record(hidden, start, num_padding, layers, settings)
@@ -51,11 +48,11 @@ class DecodeGraph:
         for buffer, given in zip(inputs, (hidden, start, num_padding), strict=True):
             buffer.copy_(given)
         graph.replay()
-        return logits
+        return logits.clone()  # the next replay writes over them
 
     def forget_other_caches(self, cache: tuple) -> None:
         """Graphs hold on to the memory of their cache: keep those of this one alone."""
-        self.recorded = {key: entry for key, entry in self.recorded.items() if key[2] == cache}
+        self.recorded = {key: entry for key, entry in self.recorded.items() if key[0] == cache}
 
     def record(
         self, hidden: Tensor, start: Tensor, num_padding: Tensor, layers: list[Tensor], settings: tuple

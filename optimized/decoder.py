@@ -16,6 +16,7 @@ from reference.stages import stage
 from . import capability
 from .attention import MultiHeadLatentAttention, Step, block_mask
 from .cache import LatentCache
+from .flex_decode import decode_mask
 from .moe import MixtureOfExperts
 
 # B batch   T new tokens   C hidden_size   O vocab_size
@@ -59,6 +60,7 @@ class LanguageModel(plain.LanguageModel):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.attention = "auto"  # or "flex" or "products", for prefill and decoding
         self.compiled: Callable | None = None
+        self.decode_graph: Callable | None = None  # one token per row as one CUDA graph
 
     def forward(
         self, hidden: Tensor, cache: LatentCache | None, num_padding: Tensor | None, form: str, last_only: bool
@@ -72,19 +74,22 @@ class LanguageModel(plain.LanguageModel):
         start = hidden.new_zeros(batch_size, dtype=torch.int64) if cache is None else cache.lengths  # (B,)
         padding = torch.zeros_like(start) if num_padding is None else num_padding  # (B,)
         layers, num_slots = self._keys(cache, num_tokens, form)
-        flex = None
-        if self._attention(form, hidden.device) == "flex":
-            flex = block_mask(start, padding, num_tokens, num_slots)
+        is_flex, is_decoding = self._attention(form, hidden.device) == "flex", form == "absorbed" and num_tokens == 1
+        flex = block_mask(start, padding, num_tokens, num_slots) if is_flex and not is_decoding else None
         compute = self.compute if self.compiled is None else self.compiled
-        logits = compute(hidden, start, padding, layers, form, num_slots, flex, last_only)
+        if self.decode_graph is not None and is_decoding and cache is not None:
+            compute = self.decode_graph
+        logits = compute(hidden, start, padding, layers, form, num_slots, flex, is_flex and is_decoding, last_only)
         if cache is not None:
             cache.advance(num_tokens)
         return logits
 
     def compute(
         self, hidden: Tensor, start: Tensor, num_padding: Tensor, layers: list[Tensor] | None, form: str,
-        num_slots: int, flex: BlockMask | None, last_only: bool,
+        num_slots: int, flex: BlockMask | None, decodes_by_flex: bool, last_only: bool,
     ) -> Tensor:  # fmt: skip
+        if decodes_by_flex:
+            flex = decode_mask(start, num_padding, num_slots)
         positions = start[:, None] + torch.arange(hidden.shape[1], device=hidden.device)  # (B, T)
         positions = (positions - num_padding[:, None]).clamp(min=0)  # (B, T), a row's first real token is at 0
         cos, sin = rotation(positions, self.text_config, hidden.dtype)

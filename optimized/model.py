@@ -19,6 +19,7 @@ from reference.projector import KimiVLProjector, PatchMergerMLP
 
 from . import capability
 from .cache import LatentCache
+from .cuda_graph import DecodeGraph
 from .decoder import LanguageModel
 from .moe import Int4Experts, MixtureOfExperts
 from .vision import VisionTower
@@ -88,7 +89,10 @@ def set_attention(model: nn.Module, attention: str) -> None:
 
 
 def compile_steps(model: nn.Module) -> None:
-    """Compile prefill and decoding. Raises UsageError if this machine has no compiler for the model's device."""
+    """Compile prefill and decoding; on CUDA a decode step is replayed as one graph.
+
+    Raises UsageError if this machine has no compiler for the model's device.
+    """
     device = next(model.parameters()).device
     if not capability.has_compiler(device):
         need = "Triton" if device.type == "cuda" else "a C++ compiler (g++ or clang++)"
@@ -96,3 +100,4 @@ def compile_steps(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, LanguageModel):
             module.compiled = torch.compile(module.compute, fullgraph=True, dynamic=True)
+            module.decode_graph = DecodeGraph(module.compiled) if device.type == "cuda" else None

@@ -81,7 +81,10 @@ def pretend_gpu() -> Iterator[None]:
         get_current_target=lambda: GPUTarget("cuda", 90, 32), get_current_device=lambda: 0,
         get_device_interface=lambda: torch.cuda, get_active_torch_device=lambda: torch.device("cuda", 0),
     )  # fmt: skip
-    always = lambda value: staticmethod(lambda *_, **__: value)  # noqa: E731
+
+    def always(value: object) -> Callable:
+        return lambda *_, **__: value
+
     interface = {
         "get_compute_capability": 90, "is_available": True, "current_device": 0, "is_triton_capable": True,
         "raise_if_triton_unavailable": None, "get_raw_stream": 0, "is_bf16_supported": True, "device_count": 1,
@@ -92,9 +95,9 @@ def pretend_gpu() -> Iterator[None]:
         "get_device_name": GPU.name, "synchronize": None,
     }  # fmt: skip
     worker = {"get_device_properties": GPU, "current_device": 0}
-    answers = [(owner, name, always(value))
-               for owner, table in ((CudaInterface, interface), (CudaInterface.Worker, worker), (torch.cuda, module))
-               for name, value in table.items()]  # fmt: skip
+    classes = (CudaInterface, interface), (CudaInterface.Worker, worker)
+    answers = [(owner, name, staticmethod(always(value))) for owner, table in classes for name, value in table.items()]
+    answers += [(torch.cuda, name, always(value)) for name, value in module.items()]
     answers += [(type(triton.runtime.driver), "active", property(lambda self: driver)),
                 (torch.version, "cuda", torch.version.cuda or "13.0")]  # fmt: skip
     if not torch.backends.cuda.is_built():

@@ -163,7 +163,7 @@ def eight_dots(halves: Tensor, block_expert: Tensor, words: Tensor) -> Tensor:
 def test_spilled_registers_are_caught() -> None:
     halves, experts = meta(2, 8, BLOCK_ROWS, C // 2), meta(16, dtype=torch.int64)
     emitted = emit(eight_dots, halves, experts, packed(2 * W, C)[0], options=cuda_experts.NATIVE)
-    with pytest.raises(AssertionError, match="spilled_bytes=[1-9]"):
+    with pytest.raises(AssertionError, match=r"spilled_bytes=[1-9]"):
         assert_usable([found for kernel in emitted.kernels for found in compile_sm90a(kernel, TUNED)])
 
 
