@@ -6,6 +6,7 @@ into blocks, and each matrix is one kernel over all blocks.
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -26,7 +27,7 @@ FORMS = 64  # how often one function may be compiled: sizes are powers of two, i
 def compiled(**options: object) -> Callable[[Callable], Callable]:
     """Decorate a function: on CUDA it is compiled with these options, once per shape; elsewhere it runs as it stands.
 
-    native_matmul makes Inductor write products out in Triton, so that what stands before and after them fuses.
+    Where compiling fails it runs as it stands, too, with one warning: the same numbers, many times slower.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -37,15 +38,23 @@ def compiled(**options: object) -> Callable[[Callable], Callable]:
 
         @functools.wraps(function)
         def call(first: Tensor, *others: object) -> Tensor | tuple[Tensor, ...]:
-            return (compile_once() if first.is_cuda else function)(first, *others)
+            if not first.is_cuda or call.failed:
+                return function(first, *others)
+            try:
+                return compile_once()(first, *others)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                call.failed = True
+                name = function.__name__
+                warnings.warn(f"{name} cannot be compiled for this GPU and runs uncompiled, slowly: {error}", stacklevel=2)
+            return function(first, *others)
 
-        call.options = options
+        call.options, call.failed = options, False
         return call
 
     return decorate
 
 
-NATIVE = {"triton.native_matmul": True}
+NATIVE = {"triton.native_matmul": True}  # products written out in Triton, so that unpacking fuses into them
 GATHER = {"triton.max_tiles": 1}  # tiles over assignments and outputs would leave four words a step to each row
 
 

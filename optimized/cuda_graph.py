@@ -8,8 +8,8 @@ handed in anew for each group of rows, which makes that mode copy them or quietl
 addressed where it lies, and what cannot be recorded is an error. A step writes its tokens behind `start` and advances
 nothing, so running it to warm up and once more to record changes nothing.
 
-One graph per number of rows and place in memory. It holds addresses: when the cache grows or another one is used, the
-graphs of the old one are dropped and the step is recorded again.
+One graph per number of rows and place in memory. It knows addresses alone: when the cache grows or another one is used,
+the graphs of the old one are dropped and the step is recorded again.
 """
 
 from collections.abc import Callable
@@ -51,7 +51,7 @@ class DecodeGraph:
         return logits.clone()  # the next replay writes over them
 
     def forget_other_caches(self, cache: tuple) -> None:
-        """Graphs hold on to the memory of their cache: keep those of this one alone."""
+        """The memory of another cache may be gone: keep the graphs of this one alone."""
         self.recorded = {key: entry for key, entry in self.recorded.items() if key[0] == cache}
 
     def record(

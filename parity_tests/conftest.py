@@ -26,7 +26,7 @@ if importlib.util.find_spec("hypothesis"):  # `make gpu-check` runs without it
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fail-on-skip", action="store_true",
-                     help="a test skipped for any reason but a missing GPU, or a platform without Triton, fails the run")
+                     help="a test skipped for any reason but a missing GPU or Triton wheel fails the run")
     parser.addoption("--agreement-json", metavar="FILE", type=Path, help="write every measured agreement to FILE")
 
 

@@ -5,6 +5,8 @@ Triton's interpreter. How long a kernel takes is for `make gpu-check` to say.
 """
 
 import re
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -165,6 +167,30 @@ def test_spilled_registers_are_caught() -> None:
     emitted = emit(eight_dots, halves, experts, packed(2 * W, C)[0], options=cuda_experts.NATIVE)
     with pytest.raises(AssertionError, match=r"spilled_bytes=[1-9]"):
         assert_usable([found for kernel in emitted.kernels for found in compile_sm90a(kernel, TUNED)])
+
+
+# --- a compiler that fails ---
+
+
+def test_what_cannot_be_compiled_runs_as_it_stands_and_says_so_once(monkeypatch) -> None:
+    def refuse(*_: object, **__: object):
+        def call(*_: object):
+            raise torch._dynamo.exc.TorchDynamoException("no Triton for this GPU")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    on_cuda = SimpleNamespace(is_cuda=True)
+
+    @cuda_experts.compiled()
+    def double(first: SimpleNamespace, number: int) -> int:
+        return 2 * number
+
+    with pytest.warns(UserWarning, match="double cannot be compiled for this GPU .* uncompiled.*: no Triton"):
+        assert double(on_cuda, 3) == 6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert double(on_cuda, 4) == 8
 
 
 # --- numbers ---
