@@ -44,8 +44,8 @@ def compiled(**options: object) -> Callable[[Callable], Callable]:
                 return compile_once()(first, *others)
             except torch._dynamo.exc.TorchDynamoException as error:
                 call.failed = True
-                name = function.__name__
-                warnings.warn(f"{name} cannot be compiled for this GPU and runs uncompiled, slowly: {error}", stacklevel=2)
+                consequence = "cannot be compiled for this GPU and runs uncompiled, slowly"
+                warnings.warn(f"{function.__name__} {consequence}: {error}", stacklevel=2)
             return function(first, *others)
 
         call.options, call.failed = options, False

@@ -10,6 +10,7 @@ real GPU to say.
 """
 
 import contextlib
+import importlib
 import importlib.util
 import inspect
 import os
@@ -31,7 +32,7 @@ SHARED_LIMIT = 232448  # bytes of shared memory that one block may have on Hoppe
 # Where the dev extra brings Triton: elsewhere the tests are skipped, here a missing Triton is an error.
 HAS_WHEEL = sys.platform == "linux" and platform.machine() == "x86_64"
 # What one launch of the interpreter covers: small enough that several blocks meet.
-INTERPRETED = {"XBLOCK": 32, "YBLOCK": 32, "ZBLOCK": 1, "R0_BLOCK": 16}
+INTERPRETED = {"XBLOCK": 64, "YBLOCK": 64, "ZBLOCK": 1, "R0_BLOCK": 32}
 
 GPU = SimpleNamespace(
     name="NVIDIA H200", major=9, minor=0, total_memory=150 * 2**30, multi_processor_count=132, warp_size=32,
@@ -103,6 +104,14 @@ def pretend_gpu() -> Iterator[None]:
     if not torch.backends.cuda.is_built():
         patterns = misc_patterns._misc_patterns_init  # one of them is traced with `tensor[...]` on the device
         answers.append((misc_patterns, "_misc_patterns_init", lambda device=None: patterns(torch.device("cpu"))))
+        flex = importlib.import_module("torch._higher_order_ops.flex_attention")  # `import` finds the operator
+        permuted = flex._permute_strides
+
+        def permuted_without_data(out: Tensor, strides: tuple[int, ...]) -> Tensor:
+            with mock.patch.object(Tensor, "copy_", lambda self, other: self):
+                return permuted(out, strides)
+
+        answers.append((flex, "_permute_strides", permuted_without_data))
     with contextlib.ExitStack() as stack:
         for owner, name, value in answers:
             stack.enter_context(mock.patch.object(owner, name, value, create=True))

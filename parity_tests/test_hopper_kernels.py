@@ -1,4 +1,4 @@
-"""What Inductor generates for Hopper from the experts' products, looked at without a GPU.
+"""What Inductor generates for Hopper from the experts' products and decode attention, looked at without a GPU.
 
 Full width of K2.5: counted, compiled for sm_90a, held to the shared memory of a block. Small and in float32: run in
 Triton's interpreter. How long a kernel takes is for `make gpu-check` to say.
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from optimized import cuda_experts
+from optimized import cuda_experts, flex_decode
 from optimized.int4_words import BLOCK_ROWS, pick
 from parity_tests.agreement import FLOAT32, assert_agrees, assert_caught
 from parity_tests.conftest import NO_TRITON
@@ -32,7 +32,7 @@ from reference.presets import preset_dict
 pytestmark = pytest.mark.skipif(not HAS_WHEEL, reason=NO_TRITON)
 
 # n tokens   C hidden_size   K num_experts_per_tok   E n_routed_experts   W moe_intermediate_size   b blocks   R rows
-# O outputs   I inputs
+# O outputs   I inputs   B batch   S slots of the cache   H num_attention_heads   R kv_lora_rank   P qk_rope_head_dim
 TEXT = preset_dict("kimi-k2.5")["text_config"]
 C, K, E, W = (TEXT[key] for key in ("hidden_size", "num_experts_per_tok", "n_routed_experts", "moe_intermediate_size"))
 TUNED = 8  # configurations compiled of each product: all that the tuner tries with small tiles
@@ -128,7 +128,41 @@ def test_sorting_and_weighing_are_a_few_small_kernels() -> None:
         assert len(emitted.kernels) == 1 and emitted.library_calls == []
 
 
+def flex_decoding(query: Tensor, latent_key: Tensor, start: Tensor, num_padding: Tensor) -> Tensor:
+    mask = flex_decode.decode_mask(start, num_padding, latent_key.shape[1])
+    return flex_decode.attend(query, latent_key, mask, TEXT["kv_lora_rank"], 0.1)
+
+
+def decoded(batch: int) -> list[Tensor]:
+    """One query per row (B, 1, H, R+P), a cache of 4096 slots (B, S, R+P), lengths and paddings (B,)."""
+    width = TEXT["kv_lora_rank"] + TEXT["qk_rope_head_dim"]
+    lengths = meta(batch, dtype=torch.int64), meta(batch, dtype=torch.int64)
+    return [meta(batch, 1, TEXT["num_attention_heads"], width), meta(batch, 4096, width), *lengths]
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_decode_attention_reads_the_cache_once_and_stays_in_registers(batch: int) -> None:
+    """Five kernels: two for the mask, one attends, two put its parts together. Nothing is a copy of the cache."""
+    emitted = emit(flex_decoding, *decoded(batch))
+    assert emitted.library_calls == [] and len(emitted.kernels) == 5
+    (attending,) = [kernel for kernel in emitted.kernels if kernel_name(kernel).startswith("triton_tem_")]
+    (found,) = compile_sm90a(attending)
+    assert_usable([found])
+    assert found.wide_loads > 0
+    parts = batch * flex_decode.HOPPER["SPLIT_KV"] * TEXT["num_attention_heads"] * TEXT["kv_lora_rank"]
+    assert all(meta(*shape).numel() <= parts for shape, _ in emitted.buffers), emitted.buffers
+
+
 # --- the assertions have teeth ---
+
+
+def test_flex_attention_as_it_comes_is_caught(monkeypatch) -> None:
+    """The same heads with the settings that FlexAttention would choose."""
+    monkeypatch.setattr(flex_decode, "HOPPER", None)
+    emitted = emit(flex_decoding, *decoded(1))
+    (attending,) = [kernel for kernel in emitted.kernels if kernel_name(kernel).startswith("triton_tem_")]
+    with pytest.raises(AssertionError, match=r"spilled_bytes=[1-9]"):
+        assert_usable(compile_sm90a(attending))
 
 
 def shifted_by_a_tensor(words: Tensor, scale: Tensor, hidden: Tensor) -> Tensor:
@@ -229,7 +263,7 @@ def test_generated_kernels_compute_the_mixture() -> None:
     Not those that sort: the interpreter does not know Inductor's binary search.
     """
     stacks, dense = small_stacks()
-    tokens, weights = torch.randn(70, SMALL["C"]), torch.rand(70, SMALL["K"])  # (n, C) (n, K)
+    tokens, weights = torch.randn(40, SMALL["C"]), torch.rand(40, SMALL["K"])  # (n, C) (n, K)
     expert_ids = torch.randint(0, 4, weights.shape)  # (n, K), expert 4 stays without tokens
     few = [tensor[:3].contiguous() for tensor in (tokens, weights, expert_ids)]
     halves, slot, block_expert = cuda_experts.to_blocks(tokens, expert_ids, SMALL["E"])
