@@ -10,7 +10,7 @@ from reference import decoder as plain
 from reference.config import TextConfig
 from reference.mlp import SwiGLU
 from reference.norm import RMSNorm
-from reference.rope import rotation
+from reference.rope import inverse_frequencies, rotation
 from reference.stages import stage
 
 from . import capability
@@ -61,12 +61,14 @@ class LanguageModel(plain.LanguageModel):
         self.attention = "auto"  # or "flex" or "products", for prefill and decoding
         self.compiled: Callable | None = None
         self.decode_graph: Callable | None = None  # one token per row as one CUDA graph
+        self.frequencies: Tensor | None = None  # (P/2), where the model is: a recorded step may not fetch them
 
     def forward(
         self, hidden: Tensor, cache: LatentCache | None, num_padding: Tensor | None, form: str, last_only: bool
     ) -> Tensor:
         """Embedded tokens (B, T, C) to logits (B, T, O), or (B, 1, O) of the last token alone."""
         batch_size, num_tokens, _ = hidden.shape
+        self.keep_frequencies(hidden.device)
         if form == "auto":
             form = "absorbed" if cache is not None and num_tokens == 1 else "expanded"
         if cache is not None:
@@ -92,12 +94,16 @@ class LanguageModel(plain.LanguageModel):
             flex = decode_mask(start, num_padding, num_slots)
         positions = start[:, None] + torch.arange(hidden.shape[1], device=hidden.device)  # (B, T)
         positions = (positions - num_padding[:, None]).clamp(min=0)  # (B, T), a row's first real token is at 0
-        cos, sin = rotation(positions, self.text_config, hidden.dtype)
+        cos, sin = rotation(positions, self.text_config, hidden.dtype, self.frequencies)
         step = Step(cos, sin, start, num_padding, layers, form, num_slots, flex)
         hidden = self.model(hidden, step)  # (B, T, C)
         if last_only:
             hidden = hidden[:, -1:]  # (B, 1, C)
         return stage("logits", self.lm_head(hidden))
+
+    def keep_frequencies(self, device: torch.device) -> None:
+        if self.frequencies is None or self.frequencies.device != device:
+            self.frequencies = inverse_frequencies(self.text_config).to(device)
 
     def _keys(self, cache: LatentCache | None, num_tokens: int, form: str) -> tuple[list[Tensor] | None, int]:
         """The cache's tensors and how many of their slots queries may look at.

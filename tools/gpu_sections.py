@@ -408,6 +408,7 @@ def random_layer(bench: Bench) -> LanguageModel:
         torch.nn.init.normal_(parameter.data, std=1.0 if parameter.dim() == 1 and not wide else 0.02)
     experts = model.model.layers[0].mlp.experts
     experts.gate_up.weight, experts.gate_up.scale, experts.down.weight, experts.down.scale = bench.stacks
+    model.keep_frequencies(bench.device)
     if bench.is_cuda:
         compile_steps(model)
     return model.eval().requires_grad_(False)
