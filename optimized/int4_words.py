@@ -44,9 +44,15 @@ def gathered_matvec(hidden: Tensor, words: Tensor, scale: Tensor, expert_ids: Te
 
 
 def _weight(integer: Tensor, scale: Tensor, rounded: bool) -> Tensor:
-    """integer * scale, exact in float32 or rounded to bfloat16 on the way."""
+    """integer * scale, exact in float32 or rounded to bfloat16 on the way.
+
+    Rounded by hand, half to even: Inductor keeps float32 where bfloat16 is only passed through, and would not round.
+    """
     weight = integer.float() * scale.float()
-    return weight.to(torch.bfloat16).float() if rounded else weight
+    if not rounded:
+        return weight
+    bits = weight.view(torch.int32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).view(torch.float32)
 
 
 def grouped_product(halves: Tensor, words: Tensor, scale: Tensor, block_expert: Tensor, rounded: bool) -> Tensor:

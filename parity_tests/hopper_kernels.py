@@ -13,6 +13,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import itertools
 import os
 import platform
 import re
@@ -201,12 +202,16 @@ def num_loads(source: str, pointer: str) -> int:
     return len(re.findall(rf"tl\.load\({pointer} \+", source))
 
 
+_folder = tempfile.TemporaryDirectory(prefix="hopper-kernels-")  # until the process ends
+_numbers = itertools.count()
+
+
 def load_source(text: str) -> ModuleType:
     """Import a generated source; Triton reads it back from its file."""
-    folder = tempfile.mkdtemp(prefix="hopper-kernels-")
-    path = Path(folder) / "generated.py"
+    name = f"generated_{next(_numbers)}"
+    path = Path(_folder.name) / f"{name}.py"
     path.write_text(text, encoding="utf-8")
-    spec = importlib.util.spec_from_file_location(f"generated_{Path(folder).name.replace('-', '_')}", path)
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -181,6 +181,21 @@ def test_a_weight_written_out_is_caught() -> None:
     assert ((2 * W, C // 32, 32), "bfloat16") in emitted.buffers and emitted.library_calls == ["extern_kernels.mm"]
 
 
+def matvec_shifted_by_a_tensor(words: Tensor, scale: Tensor, hidden: Tensor) -> Tensor:
+    """The same as one reduction over a row."""
+    amounts = torch.arange(0, 32, 4, device=words.device, dtype=torch.int32)
+    integers = ((words.unsqueeze(-1) >> amounts) & 15).flatten(-2) - 8  # (O, I)
+    weight = (integers.unflatten(-1, (-1, 32)) * scale.unsqueeze(-1)).flatten(-2)  # (O, I)
+    return (weight.float() * hidden.float()).sum(-1)
+
+
+def test_a_matvec_that_shifts_by_a_tensor_is_caught() -> None:
+    words, scale = meta(2 * W, C // 8, dtype=torch.int32), meta(2 * W, C // 32)
+    emitted = emit(matvec_shifted_by_a_tensor, words, scale, meta(1, C))
+    with pytest.raises(AssertionError):
+        assert_streams_words(emitted, num_kernels=1, largest=2 * W)
+
+
 def test_a_grouped_product_without_native_products_is_caught() -> None:
     args = meta(2, 392, BLOCK_ROWS, C // 2), meta(392, dtype=torch.int64), *packed(2 * W, C), False
     emitted = emit(cuda_experts.int4_grouped.__wrapped__, *args)
@@ -273,6 +288,7 @@ def test_generated_kernels_compute_the_mixture() -> None:
     found = in_interpreter(
         (cuda_experts.int4_gathered, (*few, *stacks, False)),
         (cuda_experts.dense_gathered, (*few, *dense)),
+        (cuda_experts.int4_gathered, (*few, *stacks, True)),
         (cuda_experts.int4_grouped, (halves, block_expert, *stacks[:2], False)),
         (cuda_experts.gated_halves, (gate_up,)),
         (cuda_experts.int4_grouped, (hidden, block_expert, *stacks[2:], False)),
@@ -280,9 +296,13 @@ def test_generated_kernels_compute_the_mixture() -> None:
     )
     for result in found[:2]:
         assert_agrees("Hopper kernels, gathered experts", result[0], mixture(*few, *dense), FLOAT32)
-    for result, expected in zip(found[2:5], (gate_up, hidden, outputs), strict=True):
+    for result, expected in zip(found[3:6], (gate_up, hidden, outputs), strict=True):
         assert_agrees("Hopper kernels, grouped products", result[0], expected, FLOAT32)
     expected = mixture(tokens, weights, expert_ids, *dense)
-    assert_agrees("Hopper kernels, weighed blocks", found[5][0], expected, FLOAT32)
+    assert_agrees("Hopper kernels, weighed blocks", found[6][0], expected, FLOAT32)
+    rounded = [torch.stack([dequantize(w, s, "bfloat16") for w, s in zip(*pair, strict=True)])
+               for pair in (stacks[:2], stacks[2:])]  # fmt: skip
+    assert_agrees("Hopper kernels, rounded products", found[2][0], mixture(*few, *rounded), FLOAT32)
+    assert_caught("Hopper kernels, rounded products: exact", found[0][0], mixture(*few, *rounded), FLOAT32)
     wrong = mixture(few[0], few[1], (few[2] + 1) % 4, *dense)
     assert_caught("Hopper kernels, gathered experts: neighbours", wrong, mixture(*few, *dense), FLOAT32)
