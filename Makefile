@@ -45,9 +45,9 @@ docs: $(dev)  ## check that every command and link of the documents works
 
 # Machines with a GPU often bring their own torch: this verb uses the python3 at hand and installs nothing.
 gpu-check: python := $(or $(PYTHON),python3)
-gpu-check:  ## run the tests that need a CUDA GPU with the python3 at hand, installing nothing
+gpu-check:  ## test and measure on a CUDA GPU with the python3 at hand, installing nothing (ARGS="--out DIR")
 	@$(python) .ci/check_packages.py pytest
-	$(python) -m pytest -q -m gpu $(ARGS)
+	$(python) -m tools.gpu_check $(ARGS)
 
 check-core:
 	@$(python) .ci/check_packages.py media

@@ -14,15 +14,13 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from reference import attention as plain
 from reference.stages import stage
 
+from . import flex_decode
 from .attention_products import one_row
 from .cache import write_tokens
 from .ops import expanded_attention, latent_attention
 
 # B batch   T new tokens   S slots of the cache, or the T new tokens where there is none   H num_attention_heads
 # C hidden_size   R kv_lora_rank   N qk_nope_head_dim   P qk_rope_head_dim   V v_head_dim   s tokens of one row so far
-
-FLEX_KV_GROUPS = 4  # with fewer heads to a key, the 576-wide queries fit Hopper's registers (docs/performance.md)
-
 
 @dataclass
 class Step:
@@ -77,28 +75,13 @@ class MultiHeadLatentAttention(plain.MultiHeadLatentAttention):
         query = torch.cat([q_latent, q_pe], dim=-1)  # (B, T, H, R+P)
         rank = self.latent_sizes[0]
         if step.flex is not None:
-            mixed = self._flex_latent(query, latent_key, step)  # (B, T, H, R)
+            mixed = flex_decode.attend(query, latent_key, step.flex, rank, self.scale)  # (B, T, H, R)
         elif len(query) == 1 and not query.is_cuda:
             row = query[0], latent_key[0], step.start[0], step.num_padding[0]
             mixed = one_row(*row, rank, self.scale)[None]  # (1, T, H, R)
         else:
             mixed = latent_attention(query, latent_key, step.start, step.num_padding, rank, self.scale)  # (B, T, H, R)
         return torch.einsum("bthr,hvr->bthv", mixed, w_uv)
-
-    def _flex_latent(self, query: Tensor, latent_key: Tensor, step: Step) -> Tensor:
-        """All heads share one key. It is shown as several key heads, a view without a copy, so that each has fewer."""
-        groups = FLEX_KV_GROUPS if self.num_heads % FLEX_KV_GROUPS == 0 else 1
-        key = latent_key[:, None].expand(-1, groups, -1, -1)  # (B, groups, S, R+P)
-        value = key[..., : self.latent_sizes[0]]  # (B, groups, S, R)
-        options = HOPPER_DECODE if query.is_cuda and torch.cuda.get_device_capability(query.device) >= (9, 0) else None
-        mixed = flex_attention(
-            query.transpose(1, 2), key, value, block_mask=step.flex, scale=self.scale, enable_gqa=True,
-            kernel_options=options,
-        )  # fmt: skip
-        return mixed.transpose(1, 2)  # (B, T, H, R)
-
-
-HOPPER_DECODE = {"BLOCK_N": 32, "num_warps": 4, "num_stages": 2, "SPLIT_KV": 32}
 
 
 def block_mask(start: Tensor, num_padding: Tensor, num_queries: int, num_slots: int) -> BlockMask:

@@ -109,4 +109,4 @@ def activate(gate_up: Tensor) -> Tensor:
 def weigh(outputs: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
     """outputs (A, C) in the order of the assignments, times weights (n, K), summed per token in float32: (n, C)."""
     per_token = outputs.view(*weights.shape, -1).to(wide_dtype(dtype))  # (n, K, C)
-    return (per_token * weights[..., None]).sum(dim=1).to(dtype)  # (n, C)
+    return (per_token * weights.unsqueeze(-1)).sum(dim=1).to(dtype)  # (n, C)

@@ -10,12 +10,13 @@ from reference import decoder as plain
 from reference.config import TextConfig
 from reference.mlp import SwiGLU
 from reference.norm import RMSNorm
-from reference.rope import rotation
+from reference.rope import inverse_frequencies, rotation
 from reference.stages import stage
 
 from . import capability
 from .attention import MultiHeadLatentAttention, Step, block_mask
 from .cache import LatentCache
+from .flex_decode import decode_mask
 from .linear import use_fast_linears
 from .moe import MixtureOfExperts
 
@@ -64,12 +65,15 @@ class LanguageModel(plain.LanguageModel):
         use_fast_linears(self)
         self.attention = "auto"  # or "flex" or "products", for prefill and decoding
         self.compiled: Callable | None = None
+        self.decode_graph: Callable | None = None  # one token per row as one CUDA graph
+        self.frequencies: Tensor | None = None  # (P/2), where the model is: a recorded step may not fetch them
 
     def forward(
         self, hidden: Tensor, cache: LatentCache | None, num_padding: Tensor | None, form: str, last_only: bool
     ) -> Tensor:
         """Embedded tokens (B, T, C) to logits (B, T, O), or (B, 1, O) of the last token alone."""
         batch_size, num_tokens, _ = hidden.shape
+        self.keep_frequencies(hidden.device)
         if form == "auto":
             form = "absorbed" if cache is not None and num_tokens == 1 else "expanded"
         if cache is not None:
@@ -77,27 +81,34 @@ class LanguageModel(plain.LanguageModel):
         start = hidden.new_zeros(batch_size, dtype=torch.int64) if cache is None else cache.lengths  # (B,)
         padding = torch.zeros_like(start) if num_padding is None else num_padding  # (B,)
         layers, num_slots = self._keys(cache, num_tokens, form)
-        flex = None
-        if self._attention(form, hidden.device) == "flex":
-            flex = block_mask(start, padding, num_tokens, num_slots)
+        is_flex, is_decoding = self._attention(form, hidden.device) == "flex", form == "absorbed" and num_tokens == 1
+        flex = block_mask(start, padding, num_tokens, num_slots) if is_flex and not is_decoding else None
         compute = self.compute if self.compiled is None else self.compiled
-        logits = compute(hidden, start, padding, layers, form, num_slots, flex, last_only)
+        if self.decode_graph is not None and is_decoding and cache is not None:
+            compute = self.decode_graph
+        logits = compute(hidden, start, padding, layers, form, num_slots, flex, is_flex and is_decoding, last_only)
         if cache is not None:
             cache.advance(num_tokens)
         return logits
 
     def compute(
         self, hidden: Tensor, start: Tensor, num_padding: Tensor, layers: list[Tensor] | None, form: str,
-        num_slots: int, flex: BlockMask | None, last_only: bool,
+        num_slots: int, flex: BlockMask | None, decodes_by_flex: bool, last_only: bool,
     ) -> Tensor:  # fmt: skip
+        if decodes_by_flex:
+            flex = decode_mask(start, num_padding, num_slots)
         positions = start[:, None] + torch.arange(hidden.shape[1], device=hidden.device)  # (B, T)
         positions = (positions - num_padding[:, None]).clamp(min=0)  # (B, T), a row's first real token is at 0
-        cos, sin = rotation(positions, self.text_config, hidden.dtype)
+        cos, sin = rotation(positions, self.text_config, hidden.dtype, self.frequencies)
         step = Step(cos, sin, start, num_padding, layers, form, num_slots, flex)
         hidden = self.model(hidden, step)  # (B, T, C)
         if last_only:
             hidden = hidden[:, -1:]  # (B, 1, C)
         return stage("logits", self.lm_head(hidden))
+
+    def keep_frequencies(self, device: torch.device) -> None:
+        if self.frequencies is None or self.frequencies.device != device:
+            self.frequencies = inverse_frequencies(self.text_config).to(device)
 
     def _keys(self, cache: LatentCache | None, num_tokens: int, form: str) -> tuple[list[Tensor] | None, int]:
         """The cache's tensors and how many of their slots queries may look at.

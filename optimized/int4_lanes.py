@@ -15,6 +15,7 @@ from torch import Tensor
 from reference.config import INT4_GROUP_SIZE
 
 from .generated import generated
+from .int4_words import round_to_bfloat16
 
 # A assignments   n tokens   E n_routed_experts   O outputs   I inputs   N tiles: O/64   g groups of a row: I/32
 # w words of a row: I/8
@@ -65,15 +66,12 @@ def gathered_matvec(hidden: Tensor, weight: Tensor, scale: Tensor, expert_ids: T
     for i, factor in enumerate(factors):
         first, second = (words >> 8 * i & 15).float(), (words >> 8 * i + 4 & 15).float()  # (A, N, g, 16, 16) twice
         if rounded:
-            total = _rounded((first - ZERO) * factor) * low + _rounded((second - ZERO) * factor) * high
+            first, second = (round_to_bfloat16((half - ZERO) * factor) for half in (first, second))
+            total = first * low + second * high  # (A, N, g, 16, 16)
         else:  # the eights are taken off once for both
             total = (first * low + second * high - eights) * factor  # (A, N, g, 16, 16)
         outputs.append(total.sum((2, 3)))  # (A, N, 16)
     return torch.stack(outputs, dim=2).flatten(1)
-
-
-def _rounded(weight: Tensor) -> Tensor:
-    return weight.to(torch.bfloat16).float()
 
 
 def multiply(hidden: Tensor, weight: Tensor, scale: Tensor, rounded: bool) -> Tensor:
@@ -88,5 +86,5 @@ def dense(weight: Tensor, scale: Tensor, rounded: bool, dtype: torch.dtype) -> T
     words = weight.unflatten(1, (-1, PAIRS))[:, :, :, None, None]  # (N, g, 16, 1, 1, 16)
     shifts = torch.tensor([[[0], [8], [16], [24]], [[4], [12], [20], [28]]], dtype=torch.int32)  # (2, 4, 1)
     part = ((words >> shifts & 15).float() - ZERO) * scale[:, :, None, None]  # (N, g, 16, 2, 4, 16)
-    part = (_rounded(part) if rounded else part).to(dtype)  # (N, g, 16, 2, 4, 16)
+    part = (round_to_bfloat16(part) if rounded else part).to(dtype)  # (N, g, 16, 2, 4, 16)
     return part.permute(1, 2, 3, 0, 4, 5).flatten(0, 2).flatten(1)  # (I, O)

@@ -20,6 +20,7 @@ from reference.projector import KimiVLProjector, PatchMergerMLP
 from . import capability
 from .attention import MultiHeadLatentAttention
 from .cache import LatentCache
+from .cuda_graph import DecodeGraph
 from .decoder import LanguageModel
 from .moe import Experts, Int4Experts, MixtureOfExperts
 from .vision import VisionTower
@@ -89,7 +90,10 @@ def set_attention(model: nn.Module, attention: str) -> None:
 
 
 def compile_steps(model: nn.Module) -> None:
-    """Compile prefill and decoding. Raises UsageError if this machine has no compiler for the model's device."""
+    """Compile prefill and decoding; on CUDA a decode step is replayed as one graph.
+
+    Raises UsageError if this machine has no compiler for the model's device.
+    """
     device = next(model.parameters()).device
     if not capability.has_compiler(device):
         need = "Triton" if device.type == "cuda" else "a C++ compiler (g++ or clang++)"
@@ -101,3 +105,4 @@ def compile_steps(model: nn.Module) -> None:
             module.may_generate = True
         if isinstance(module, LanguageModel):
             module.compiled = torch.compile(module.compute, fullgraph=True, dynamic=True)
+            module.decode_graph = DecodeGraph(module.compiled) if device.type == "cuda" else None

@@ -101,7 +101,7 @@ def _(tokens: Tensor, *_: object) -> Tensor:
 def _(
     tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor, may_generate: bool
 ) -> Tensor:
-    return cuda_experts.compiled(cuda_experts.dense)(tokens, weights, expert_ids, gate_up, down)
+    return cuda_experts.dense(tokens, weights, expert_ids, gate_up, down)
 
 
 @int4_experts.register_kernel("cuda")
@@ -110,4 +110,4 @@ def _(
     down_scale: Tensor, rounded: bool,
 ) -> Tensor:  # fmt: skip
     stacks = gate_up, gate_up_scale, down, down_scale
-    return cuda_experts.compiled(cuda_experts.int4)(tokens, weights, expert_ids, *stacks, rounded)
+    return cuda_experts.int4(tokens, weights, expert_ids, *stacks, rounded)

@@ -4,6 +4,9 @@ As reference/vision.py. A medium's patches see one another and nothing else; Fle
 mask over the one long axis of patches, so many small pictures make one kernel.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +15,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from reference import vision as plain
 from reference.config import VisionConfig
 from reference.stages import stage
+
+from . import capability
 
 # L patches of all media   l patches of one medium   D vt_hidden_size   H vt_num_attention_heads   d head_dim
 
@@ -37,7 +42,8 @@ class Encoder(plain.Encoder):
         turns = [plain.rotation_2d(*grid, self.head_dim, hidden.device) for grid in grids]
         cos, sin = (torch.cat(parts)[:, None] for parts in zip(*turns, strict=True))  # (L, 1, d/2) (L, 1, d/2)
         lengths = [t * h * w for t, h, w in grids]
-        use_flex = self.attention == "flex" or (self.attention == "auto" and hidden.is_cuda and len(grids) > 1)
+        fuses = hidden.is_cuda and capability.has_compiler(hidden.device)
+        use_flex = self.attention == "flex" or (self.attention == "auto" and fuses and len(grids) > 1)
         media = block_diagonal(lengths, hidden.device) if use_flex else lengths
         for i, block in enumerate(self.blocks):
             hidden = stage(f"vision.blocks.{i}", block(hidden, cos, sin, media))  # (L, D)
@@ -51,11 +57,18 @@ class Block(plain.Block):
         query, key = plain.rotate_wide(query, cos, sin), plain.rotate_wide(key, cos, sin)  # (L, H, d) (L, H, d)
         query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))  # (1, H, L, d)
         if isinstance(media, BlockMask):
-            heads = flex_attention(query, key, value, block_mask=media)  # (1, H, L, d)
+            attend = compiled_flex() if query.is_cuda else flex_attention  # uncompiled, it writes out all scores
+            heads = attend(query, key, value, block_mask=media)  # (1, H, L, d)
         else:
             parts = zip(*(tensor.split(media, dim=2) for tensor in (query, key, value)), strict=True)
             heads = torch.cat([F.scaled_dot_product_attention(*part) for part in parts], dim=2)  # (1, H, L, d)
         return self.wo(heads[0].transpose(0, 1).flatten(1))  # (L, D)
+
+
+@functools.cache
+def compiled_flex() -> Callable:
+    """FlexAttention for any number of patches: one kernel, however many media."""
+    return torch.compile(flex_attention, dynamic=True)
 
 
 def block_diagonal(lengths: list[int], device: torch.device) -> BlockMask:

@@ -12,6 +12,8 @@ from parity_tests.agreement import RECORDS, worst_per_stage
 from reference.command import write_whole
 
 NO_GPU = "needs a CUDA GPU"
+NO_TRITON = "needs Triton, which has no wheel for this platform"
+ALLOWED_SKIPS = NO_GPU, NO_TRITON
 forbidden_skips: list[str] = []
 
 if importlib.util.find_spec("hypothesis"):  # `make gpu-check` runs without it
@@ -24,7 +26,7 @@ if importlib.util.find_spec("hypothesis"):  # `make gpu-check` runs without it
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fail-on-skip", action="store_true",
-                     help="a test skipped for any reason but a missing GPU fails the run")
+                     help="a test skipped for any reason but a missing GPU or Triton wheel fails the run")
     parser.addoption("--agreement-json", metavar="FILE", type=Path, help="write every measured agreement to FILE")
 
 
@@ -52,7 +54,7 @@ def note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     if not report.skipped or hasattr(report, "wasxfail"):
         return
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-    if NO_GPU not in reason:
+    if not any(allowed in reason for allowed in ALLOWED_SKIPS):
         forbidden_skips.append(f"{report.nodeid}: {reason.removeprefix('Skipped: ')}")
 
 

@@ -71,6 +71,12 @@ def test_a_missing_gpu_excuses_a_skip(tmp_path):
     assert json.loads((tmp_path / "agreement.json").read_text(encoding="utf-8")) == []
 
 
+def test_a_platform_without_triton_excuses_a_skip(tmp_path):
+    outcome = run_pytest(tmp_path, kernels="from parity_tests.conftest import NO_TRITON\n"
+                                           "@pytest.mark.skip(reason=NO_TRITON)\ndef test(): pass")  # fmt: skip
+    assert outcome.returncode == 0, outcome.stdout
+
+
 def test_nothing_else_excuses_a_skip(tmp_path):
     outcome = run_pytest(tmp_path, plain="def test(): pass", lazy="def test(): pytest.skip('no time')",
                          oracle="pytest.importorskip('no_such_package')\ndef test(): pass")

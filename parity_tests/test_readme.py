@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")), *sorted(ROOT.glob("*/README.md"))]
 # Examples that are read, not run: these programs take long, and this folder stands for what a reader has downloaded.
-TAKES_LONG = ("tools.train", "tools.evaluate", "tools.vocabulary")
+NOT_RUN = ("tools.train", "tools.evaluate", "tools.vocabulary", "tools.gpu_check")  # take long, or need a GPU
 DOWNLOADED = "checkpoints/"
 
 
@@ -52,7 +52,7 @@ def program_of(command: str) -> str:
 def runnable(commands: list[str]) -> list[str]:
     """Each command once, without those that are only read."""
     return [command for command in dict.fromkeys(commands)
-            if program_of(command) not in TAKES_LONG and DOWNLOADED not in command]
+            if program_of(command) not in NOT_RUN and DOWNLOADED not in command]
 
 
 @pytest.fixture

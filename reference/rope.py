@@ -60,12 +60,16 @@ def softmax_scale(config: TextConfig) -> float:
     return scale
 
 
-def rotation(positions: Tensor, config: TextConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotation(
+    positions: Tensor, config: TextConfig, dtype: torch.dtype, frequencies: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """cos and sin for `rotate`. positions (B, T) int64; both results (B, T, P/2) of `dtype`.
 
+    frequencies: `inverse_frequencies(config)` where the positions are, for whoever keeps them there.
     The angle is a float32 product, by definition of the published code, whatever the dtype of the run.
     """
-    frequencies = inverse_frequencies(config).to(positions.device)  # (P/2)
+    if frequencies is None:
+        frequencies = inverse_frequencies(config).to(positions.device)  # (P/2)
     angles = positions[..., None].float() * frequencies  # (B, T, P/2)
     angles = angles.to(wide_dtype(dtype))  # (B, T, P/2)
     scaling = config.rope_scaling
