@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reference.norm import wide_dtype
 
-from .generated import generated
+from .generated import generated, varying
 
 # B batch   T new tokens   H num_attention_heads   S slots of the cache   s tokens of one row so far
 # R kv_lora_rank   P qk_rope_head_dim   D head size of queries and keys   V v_head_dim   t queries of one block
@@ -57,7 +57,8 @@ def in_blocks(
     for i, block in enumerate(query.split(QUERY_BLOCK, dim=2)):
         first, end = i * QUERY_BLOCK, last + i * QUERY_BLOCK + block.shape[2]
         hidden = ~visible(start + first, num_padding, block.shape[2], end)  # (B, 1, t, s)
-        weights = softmax(block @ key[:, :, :end].transpose(2, 3), hidden, scale)  # (B, H, t, s)
+        scores = varying(block @ key[:, :, :end].transpose(2, 3), 0, 2, 3)  # (B, H, t, s)
+        weights = softmax(scores, varying(hidden, 0, 2, 3), scale)  # (B, H, t, s)
         blocks.append(weights @ value[:, :, :end])
     return torch.cat(blocks, dim=2)  # (B, H, T, V)
 

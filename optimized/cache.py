@@ -12,7 +12,8 @@ from reference.errors import UsageError
 
 # B rows   T new tokens   S slots   R kv_lora_rank   P qk_rope_head_dim
 
-FIRST_SLOTS = 256
+FIRST_ROOM = 256
+SLOT_STEP = 64  # decoding on a CPU looks at whole steps of slots
 
 
 class LatentCache:
@@ -25,8 +26,9 @@ class LatentCache:
         self, config: TextConfig, batch_size: int, dtype: torch.dtype, device: torch.device | str,
         num_tokens: int | None = None,
     ):  # fmt: skip
-        self.grows = num_tokens is None
-        shape = (batch_size, num_tokens or FIRST_SLOTS, config.kv_lora_rank + config.qk_rope_head_dim)
+        self.grows, self.room = num_tokens is None, num_tokens or FIRST_ROOM
+        # One step more than the room, so that no query ever looks at all slots: that would be another compiled graph.
+        shape = (batch_size, self.room + SLOT_STEP, config.kv_lora_rank + config.qk_rope_head_dim)
         self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)  # (B,) tokens in each row
         self.known_lengths = torch.zeros(batch_size, dtype=torch.int64)  # (B,) the same, known without asking a device
@@ -39,22 +41,23 @@ class LatentCache:
     def rows(self, first: int, end: int) -> "LatentCache":
         """Rows `first` to `end` as a cache of their own that shares this one's memory; it cannot grow."""
         part = object.__new__(LatentCache)
-        part.grows = False
+        part.grows, part.room = False, self.room
         part.layers = [layer[first:end] for layer in self.layers]
         part.lengths, part.known_lengths = self.lengths[first:end], self.known_lengths[first:end]
         return part
 
     def reserve(self, num_new: int) -> None:
         """Make sure that every row can take `num_new` tokens. Raises UsageError if the room is fixed and used up."""
-        slots, wanted = self.layers[0].shape[1], self.length + num_new
-        if wanted <= slots:
+        wanted = self.length + num_new
+        if wanted <= self.room:
             return
         if not self.grows:
             raise UsageError(
-                f"the cache has room for {slots} tokens, {self.length} are in it and {num_new} are to come; expected "
-                "at most as many as it was made for. Make it larger: new_cache(batch_size, num_tokens)."
+                f"the cache has room for {self.room} tokens, {self.length} are in it and {num_new} are to come; "
+                "expected at most as many as it was made for. Make it larger: new_cache(batch_size, num_tokens)."
             )
-        more = max(slots, wanted - slots)
+        more = max(self.room, wanted - self.room)
+        self.room += more
         self.layers = [torch.nn.functional.pad(layer, (0, 0, 0, more)) for layer in self.layers]
 
     def advance(self, num_new: int) -> None:

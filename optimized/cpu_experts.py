@@ -13,7 +13,7 @@ from torch import Tensor
 from reference.norm import wide_dtype
 
 from . import int4_lanes
-from .generated import generated
+from .generated import generated, varying
 from .int4 import layout, multiply, num_inputs
 
 # n tokens   C hidden_size   K num_experts_per_tok   A assignments: n*K   E n_routed_experts   W moe_intermediate_size
@@ -30,7 +30,8 @@ def dense(
     tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor, may_generate: bool
 ) -> Tensor:
     if may_generate and expert_ids.numel() <= GATHER_DENSE * len(gate_up):
-        return generated(gathered_dense)(tokens, weights, expert_ids, gate_up, down)
+        rows = (varying(tensor, 0) for tensor in (tokens, weights, expert_ids))
+        return generated(gathered_dense)(*rows, gate_up, down)
 
     def product(stack: Tensor) -> Product:
         return lambda i, group, out: torch.mm(group, stack[i].T, out=out)
@@ -59,8 +60,8 @@ def int4(
 ) -> Tensor:  # fmt: skip
     in_lanes = layout(gate_up[0]) == layout(down[0]) == "lanes"
     if in_lanes and expert_ids.numel() <= GATHER_INT4 * len(gate_up):
-        stacks = gate_up, gate_up_scale, down, down_scale
-        return generated(gathered_int4)(tokens, weights, expert_ids, *stacks, rounded)
+        rows = (varying(tensor, 0) for tensor in (tokens, weights, expert_ids))
+        return generated(gathered_int4)(*rows, gate_up, gate_up_scale, down, down_scale, rounded)
 
     def product(stack: Tensor, scale: Tensor) -> Product:
         return lambda i, group, out: out.copy_(multiply(group, stack[i], scale[i], rounded))
@@ -95,9 +96,9 @@ def _each_expert(
         return outputs
 
     activation, weighing = (generated(f) if may_generate else f for f in (activate, weigh))
-    hidden = activation(products(gate_up, tokens[order // expert_ids.shape[-1]], width))  # (A, W)
-    outputs = products(down, hidden, tokens.shape[-1])  # (A, C)
-    return weighing(outputs[order.argsort()], weights, tokens.dtype)
+    hidden = activation(varying(products(gate_up, tokens[order // expert_ids.shape[-1]], width), 0))  # (A, W)
+    outputs = products(down, hidden, tokens.shape[-1])[order.argsort()]  # (A, C)
+    return weighing(varying(outputs, 0), varying(weights, 0), tokens.dtype)
 
 
 def activate(gate_up: Tensor) -> Tensor:

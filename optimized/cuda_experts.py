@@ -5,8 +5,6 @@ Up to GATHERED assignments each one reads its expert by itself, three kernels in
 into blocks, and each matrix is one kernel over all blocks.
 """
 
-import functools
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -14,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cpu_experts import weigh
+from .generated import on_cuda
 from .int4_words import BLOCK_ROWS, gathered_matvec, grouped_product, make_blocks, pick
 
 # n tokens   C hidden_size   K num_experts_per_tok   A assignments: n*K   E n_routed_experts   W moe_intermediate_size
@@ -21,39 +20,6 @@ from .int4_words import BLOCK_ROWS, gathered_matvec, grouped_product, make_block
 
 GATHERED = 64
 LARGEST_PART = 8192  # tokens sorted at a time: each size compiles anew, so there must be few
-FORMS = 64  # how often one function may be compiled: sizes are powers of two, in two dtypes, with and without rounding
-
-
-def compiled(**options: object) -> Callable[[Callable], Callable]:
-    """Decorate a function: on CUDA it is compiled with these options, once per shape; elsewhere it runs as it stands.
-
-    Where compiling fails it runs as it stands, too, with one warning: the same numbers, many times slower.
-    """
-
-    def decorate(function: Callable) -> Callable:
-        @functools.cache
-        def compile_once() -> Callable:
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, FORMS)
-            return torch.compile(function, fullgraph=True, dynamic=False, options=options)
-
-        @functools.wraps(function)
-        def call(first: Tensor, *others: object) -> Tensor | tuple[Tensor, ...]:
-            if not first.is_cuda or call.failed:
-                return function(first, *others)
-            try:
-                return compile_once()(first, *others)
-            except torch._dynamo.exc.TorchDynamoException as error:
-                call.failed = True
-                consequence = "cannot be compiled for this GPU and runs uncompiled, slowly"
-                warnings.warn(f"{function.__name__} {consequence}: {error}", stacklevel=2)
-            return function(first, *others)
-
-        call.options, call.failed = options, False
-        return call
-
-    return decorate
-
-
 NATIVE = {"triton.native_matmul": True}  # products written out in Triton, so that unpacking fuses into them
 GATHER = {"triton.max_tiles": 1}  # tiles over assignments and outputs would leave four words a step to each row
 
@@ -76,7 +42,7 @@ def int4(
     return in_blocks(tokens, weights, expert_ids, int4_grouped, (*stacks[:2], rounded), (*stacks[2:], rounded))
 
 
-@compiled(**GATHER)
+@on_cuda(**GATHER)
 def dense_gathered(tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """tokens (n, C), weights (n, K), expert_ids (n, K), gate_up (E, 2W, C), down (E, C, W) to (n, C)."""
     flat, rows = _assignments(tokens, expert_ids)
@@ -85,7 +51,7 @@ def dense_gathered(tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up:
     return weigh(_dense_matvec(hidden, down, flat), weights, tokens.dtype)
 
 
-@compiled(**GATHER)
+@on_cuda(**GATHER)
 def int4_gathered(
     tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, gate_up_scale: Tensor, down: Tensor,
     down_scale: Tensor, rounded: bool,
@@ -122,7 +88,7 @@ def in_blocks(
     return torch.cat(outputs)
 
 
-@compiled()
+@on_cuda()
 def to_blocks(tokens: Tensor, expert_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
     """tokens (n, C) as halves (2, b, R, C/2) of blocks, each assignment's slot (A,), and each block's expert (b,).
 
@@ -138,26 +104,26 @@ def split_columns(rows: Tensor) -> Tensor:
     return torch.stack(rows.unflatten(-1, (-1, 2)).unbind(-1))
 
 
-@compiled()
+@on_cuda()
 def gated_halves(gate_up: Tensor) -> Tensor:
     """SwiGLU's activation: (b, R, 2W) to (2, b, R, W/2)."""
     gate, up = gate_up.chunk(2, dim=-1)  # (b, R, W) (b, R, W)
     return split_columns(F.silu(gate) * up)
 
 
-@compiled()
+@on_cuda()
 def weigh_blocks(outputs: Tensor, slot: Tensor, weights: Tensor) -> Tensor:
     """outputs (b, R, C) back in the order of the assignments, weighted and summed per token: (n, C)."""
     return weigh(pick(outputs.flatten(0, 1), slot), weights, outputs.dtype)
 
 
-@compiled(**NATIVE)
+@on_cuda(**NATIVE)
 def int4_grouped(halves: Tensor, block_expert: Tensor, words: Tensor, scale: Tensor, rounded: bool) -> Tensor:
     """halves (2, b, R, I/2) times the words (E, O, I/8) of each block's expert: (b, R, O)."""
     return grouped_product(halves, words, scale, block_expert, rounded)
 
 
-@compiled(**NATIVE)
+@on_cuda(**NATIVE)
 def dense_grouped(halves: Tensor, block_expert: Tensor, stack: Tensor) -> Tensor:
     """halves (2, b, R, I/2) times the matrix (E, O, I) of each block's expert: (b, R, O)."""
     blocks = halves.movedim(0, -1).flatten(-2)  # (b, R, I)

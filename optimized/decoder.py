@@ -15,15 +15,12 @@ from reference.stages import stage
 
 from . import capability
 from .attention import MultiHeadLatentAttention, Step, block_mask
-from .cache import LatentCache
+from .cache import SLOT_STEP, LatentCache
 from .flex_decode import decode_mask
 from .linear import use_fast_linears
 from .moe import MixtureOfExperts
 
 # B batch   T new tokens   C hidden_size   O vocab_size
-
-SLOT_STEP = 64
-
 
 class DecoderLayer(plain.DecoderLayer):
     def __init__(self, config: TextConfig, layer_index: int):
@@ -122,8 +119,7 @@ class LanguageModel(plain.LanguageModel):
         num_slots, filled = cache.layers[0].shape[1], cache.length + num_tokens
         if form == "expanded":
             return cache.layers, filled
-        shown = num_slots if cache.layers[0].is_cuda else -(-filled // SLOT_STEP) * SLOT_STEP
-        return cache.layers, min(shown, num_slots)
+        return cache.layers, num_slots if cache.layers[0].is_cuda else -(-filled // SLOT_STEP) * SLOT_STEP
 
     def _attention(self, form: str, device: torch.device) -> str:
         if self.attention != "auto":

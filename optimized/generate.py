@@ -1,6 +1,7 @@
 """The main job on the optimized model: `python -m optimized.generate`, with the options of `reference.generate`."""
 
 import argparse
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="compile prefill and decoding first: pays off after a minute or so of generation "
                              "(default: on cuda only)")  # fmt: skip
     options = parser.parse_args(argv)
+    warnings.showwarning = lambda message, *_, **__: note(f"warning: {message}")
 
     def load(directory: Path, dtype: "torch.dtype", device: str) -> "torch.nn.Module":
         import torch

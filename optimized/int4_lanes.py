@@ -58,7 +58,7 @@ def gathered_matvec(hidden: Tensor, weight: Tensor, scale: Tensor, expert_ids: T
     """Row a of hidden (A, I) times the weights of expert expert_ids[a]: (A, O) float32, one pass over its words."""
     words = weight[expert_ids].unflatten(2, (-1, PAIRS))  # (A, N, g, 16, 16)
     factors = scale[expert_ids].unsqueeze(3).unbind(4)  # four of (A, N, g, 1, 16)
-    columns = hidden.float().view(len(hidden), 1, -1, PAIRS, 2, 1)  # (A, 1, g, 16, 2, 1)
+    columns = hidden.float().unflatten(-1, (-1, PAIRS, 2))[:, None, ..., None]  # (A, 1, g, 16, 2, 1)
     low, high = columns.unbind(-2)  # (A, 1, g, 16, 1) (A, 1, g, 16, 1)
     # Stacked, because Inductor's C++ writes a concatenation to memory: otherwise every tile would compute them again.
     low, high, eights = torch.stack([low, high, ZERO * (low + high)])  # three times (A, 1, g, 16, 1)

@@ -22,6 +22,7 @@ from .attention import MultiHeadLatentAttention
 from .cache import LatentCache
 from .cuda_graph import DecodeGraph
 from .decoder import LanguageModel
+from .generated import Generated
 from .moe import Experts, Int4Experts, MixtureOfExperts
 from .vision import VisionTower
 
@@ -104,5 +105,5 @@ def compile_steps(model: nn.Module) -> None:
         if isinstance(module, MultiHeadLatentAttention):
             module.may_generate = True
         if isinstance(module, LanguageModel):
-            module.compiled = torch.compile(module.compute, fullgraph=True, dynamic=True)
+            module.compiled = Generated(module.compute, dynamic=True)
             module.decode_graph = DecodeGraph(module.compiled) if device.type == "cuda" else None

@@ -116,7 +116,16 @@ def pretend_gpu() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for owner, name, value in answers:
             stack.enter_context(mock.patch.object(owner, name, value, create=True))
+        forget_triton()
+        stack.callback(forget_triton)
         yield
+
+
+def forget_triton() -> None:
+    """PyTorch remembers whether Triton works; the answer differs inside `pretend_gpu` and outside."""
+    for question in vars(importlib.import_module("torch.utils._triton")).values():
+        if hasattr(question, "cache_clear"):
+            question.cache_clear()
 
 
 def emit(function: Callable, *tensors: Tensor, options: dict[str, object] | None = None) -> Emitted:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from optimized import capability, flex_decode, latent_products
+from optimized import attention_products, capability, flex_decode
 from optimized.attention import block_mask
 from optimized.cuda_graph import DecodeGraph
 from optimized.model import compile_steps, load_model, set_attention
@@ -52,7 +52,7 @@ def test_flex_decoding_agrees_with_products(num_heads: int) -> None:
     seeing = STARTS >= PADDINGS  # a padding query sees itself here, and nothing there
     mask = flex_decode.decode_mask(STARTS, PADDINGS, NUM_SLOTS)
     found = flex_decode.attend(query, keys, mask, 16, 0.3)
-    expected = latent_products.all_rows(query, keys, STARTS, PADDINGS, 16, 0.3)
+    expected = attention_products.all_rows(query, keys, STARTS, PADDINGS, 16, 0.3)
     assert_agrees("optimized, flex decoding", found[seeing], expected[seeing], FLOAT32)
     wrong = flex_decode.attend(query, keys, flex_decode.decode_mask(STARTS - 1, PADDINGS, NUM_SLOTS), 16, 0.3)
     assert_caught("optimized, flex decoding: one slot short", wrong[seeing][1:], expected[seeing][1:], FLOAT32)
@@ -70,14 +70,15 @@ def test_compiled_decoding_builds_its_mask_in_the_graph(tmp_path) -> None:
     stats = torch._dynamo.utils.counters["stats"]  # over the whole process
     with torch.inference_mode():
         for model, cache in zip((plain, fast), caches, strict=True):
-            model(torch.arange(12).view(2, 6), cache=cache)
+            model(torch.arange(260).view(2, 130) % 240, cache=cache)
         compile_steps(fast)
-        before = stats["unique_graphs"]
-        for step in range(140):  # into the second block
+        warm = None  # graphs after two steps: sizes that may vary are known as such then
+        for step in range(140):  # into the third block
             ids = torch.full((2, 1), step)
             expected, found = plain(ids, cache=caches[0]), fast(ids, cache=caches[1])
             assert_agrees("optimized, compiled flex decoding", found, expected, FLOAT32)
-    assert stats["unique_graphs"] == before + 1
+            warm = stats["unique_graphs"] if step == 1 else warm
+    assert stats["unique_graphs"] == warm
 
 
 class Recorder:

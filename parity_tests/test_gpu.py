@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from optimized import cuda_experts, latent_products, ops
+from optimized import attention_products, cuda_experts, ops
 from optimized.cuda_graph import DecodeGraph
 from optimized.generation import generate as generate_fast
 from optimized.model import compile_steps
@@ -109,7 +109,7 @@ def test_operators_never_wait_for_the_device(num_tokens: int) -> None:
 
     def run() -> None:
         ops.int4_experts(*tensors, False)
-        latent_products.all_rows(query, keys, *lengths, 16, 0.3)
+        attention_products.all_rows(query, keys, *lengths, 16, 0.3)
 
     run()  # compiling and tuning may wait
     torch.cuda.set_sync_debug_mode("error")

@@ -315,35 +315,43 @@ def text_prompt(*shape: int) -> Prompt:
 
 
 def test_sequences_join_and_leave_at_any_step(directory: Path) -> None:
+    """All that a sequence is answered, in the batch against alone: 1e-6 over its logits as a whole."""
     model = load_model(directory)
     prompts = {"a": text_prompt(7), "b": text_prompt(3), "c": text_prompt(12)}
-
     alone: dict[str, Batch] = {}  # each sequence once more, by itself
+    answers: dict[str, tuple[list[Tensor], list[Tensor]]] = {}  # logits (V) of every step, in the batch and alone
 
     with torch.inference_mode():
         batch = Batch(model, max_rows=3, max_tokens=40)
 
         def join(key: str) -> None:
             alone[key] = Batch(model, max_rows=1, max_tokens=40)
-            expected = alone[key].join(key, prompts[key])
-            assert_agrees("optimized, joining", batch.join(key, prompts[key]), expected, BATCH)
+            answers[key] = [batch.join(key, prompts[key])], [alone[key].join(key, prompts[key])]
 
         def step() -> None:
             new = [(7 * int(alone[key].cache.length) + ord(key)) % 240 for key in batch.keys]
             for key, token, logits in zip(batch.keys, new, batch.step(new), strict=True):
-                assert_agrees("optimized, batch against alone", logits, alone[key].step([token])[0], BATCH)
+                answers[key][0].append(logits)
+                answers[key][1].append(alone[key].step([token])[0])
+
+        def leave(key: str) -> None:
+            found, expected = (torch.stack(logits) for logits in answers[key])
+            assert_agrees("optimized, batch against alone", found, expected, BATCH)
+            batch.leave(key)
 
         join("a")
         step()
         join("b")
         join("c")
         step()
-        batch.leave("a")
+        leave("a")
         step()
         join("a")
         step()
         with pytest.raises(UsageError, match="rows of the batch are in use"):
             batch.join("d", prompts["a"])
+        for key in prompts:
+            leave(key)
 
 
 def test_a_common_prefix_is_computed_once(directory: Path) -> None:

@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from optimized import cuda_experts, flex_decode, latent_products
+from optimized import attention_products, cuda_experts, flex_decode
 from optimized.attention import block_mask
 from optimized.decoder import LanguageModel
+from optimized.generated import on_cuda
 from optimized.int4_words import gathered_matvec
 from optimized.model import compile_steps, use_int4_experts
 from optimized.vision import VisionTower
@@ -304,7 +305,7 @@ def _runs(bench: Bench, tokens: Tensor, weights: Tensor, expert_ids: Tensor) -> 
     return [(int(e), tokens[(expert_ids == e).any(-1)]) for e in expert_ids.unique()]
 
 
-@cuda_experts.compiled()
+@on_cuda()
 def unpacked(words: Tensor, scale: Tensor) -> Tensor:
     """words (O, I/8) and scale (O, I/32) to (O, I) bfloat16."""
     return dequantize(words, scale, "exact").to(torch.bfloat16)
@@ -326,7 +327,7 @@ def peer(bench: Bench) -> None:
     words, scale = bench.packed(count, num_outputs, num_inputs)
     zeros = torch.zeros_like(scale)
     pairs = torch.stack([scale, zeros], dim=-1).transpose(1, 2).to(bench.sizes.dtype).contiguous()  # (count, g, O, 2)
-    multiply = cuda_experts.compiled(**cuda_experts.GATHER)(gathered_matvec)
+    multiply = on_cuda(**cuda_experts.GATHER)(gathered_matvec)
     if bench.is_cuda:  # the CUDA packer wants two weights to a byte, the CPU's one to an integer
         packed = [torch.ops.aten._convert_weight_to_int4pack(w.view(torch.uint8), 8) for w in words]
         operator = torch.ops.aten._weight_int4pack_mm
@@ -353,7 +354,7 @@ def attention(bench: Bench) -> None:
     forms = {
         "FlexAttention, shared key as four": _compiled(bench, _flex),
         "FlexAttention, rope as score_mod": _compiled(bench, _flex_and_rope),
-        "two products and a softmax": _compiled(bench, latent_products.all_rows),
+        "two products and a softmax": _compiled(bench, attention_products.all_rows),
     }
     for context in bench.sizes.contexts:
         nbytes = context * (rank + rope) * bench.sizes.dtype.itemsize
@@ -361,7 +362,7 @@ def attention(bench: Bench) -> None:
         query = bench.random(1, 1, heads, rank + rope)
         start, padding = (torch.tensor([slot], device=bench.device) for slot in (context - 1, 0))
         flops = 2.0 * heads * context * (2 * rank + rope)
-        expected = latent_products.all_rows(query, keys[0], start, padding, rank, scale)
+        expected = attention_products.all_rows(query, keys[0], start, padding, rank, scale)
         for name, form in forms.items():
             found = form(query, keys[0], start, padding, rank, scale)
             error = float((found - expected).float().norm() / expected.float().norm())
