@@ -7,6 +7,7 @@ the rounds, after one to warm up. Figures of different runs do not compare.
 import argparse
 import json
 import os
+import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -32,7 +33,9 @@ EXAMPLES = """examples:
   python -m tools.bench --preset tiny --contexts 64,256 --json bench.json
 """
 
-NEW_TOKENS, REPEATS = 32, 5
+NEW_TOKENS, REPEATS, REPEATS_OF_LONG = 32, 5, 3
+LONG = 2048  # tokens of a prompt from which on fewer repeats have to do
+EXPERT_TOKENS = (1, 2, 4, 8, 16, 64, 256)  # sizes for which a layer's routed experts are measured alone
 IMAGE_GRID = (1, 16, 16)  # an image of 224 x 224 pixels
 QUIET_LOAD, QUIET_WAIT_S = 0.5, 15  # above this load average, other programs are in the figures
 MEMORY_TEST_BYTES = 2**30  # more than any cache holds
@@ -54,10 +57,16 @@ def main(argv: list[str] | None = None) -> int:
         engines = build_engines(weights, args)
         report["bandwidth_gb_s"] = memory_bandwidth()
         report["contexts"] = {context: measure(engines, weights, context) for context in args.contexts}
+        report["experts"] = {tokens: measure_experts(engines, weights, tokens) for tokens in EXPERT_TOKENS}
         report["engines"] = {
-            engine.name: {"load_s": engine.load_s, "compile_s": engine.compile_s, "images_per_s": images_per_s}
+            engine.name: {
+                "load_s": engine.load_s, "compile_s": engine.compile_s, "images_per_s": images_per_s,
+                "weights_mb": engine.weights_bytes / 1e6,
+            }
             for engine, images_per_s in zip(engines, measure_images(engines, weights.config), strict=True)
-        }
+        }  # fmt: skip
+        report["bandwidth_gb_s"] = max(report["bandwidth_gb_s"], memory_bandwidth())
+        report["load_average_after"] = os.getloadavg()[0]
     report["peak_rss_mb"] = peak_rss_mb()
     if args.json:
         with write_whole(args.json) as temporary:
@@ -75,7 +84,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     source.add_argument("--model", metavar="DIR", type=Path, default=SHIPPED_MODEL, help="default: the shipped model")
     source.add_argument(
         "--preset", metavar="NAME",
-        help=f"random weights instead: {', '.join(PRESETS)}, mid, or k2.5-layers-N for N layers of K2.5's full width",
+        help=f"random weights instead: {', '.join(PRESETS)}, mid, or k2.5-layers-N[-experts-E] for N layers of K2.5's "
+             "full width",
     )  # fmt: skip
     parser.add_argument("--backend", choices=("reference", "optimized", "all"), default="reference")
     parser.add_argument("--peer", choices=("transformers",), help="measure it, too (dev extra)")
@@ -122,19 +132,23 @@ def measure(engines: list["Engine"], weights: Weights, context: int) -> dict[str
     placeholder = weights.config.media_placeholder_token_id
     prompt[prompt == placeholder] = 0
     rounds: dict[str, list[dict[str, float]]] = {engine.name: [] for engine in engines}
+    first_s: dict[str, float] = {}  # of the round that warms up, compilation included
     with torch.inference_mode():
-        for i in range(REPEATS + 1):
+        for i in range((REPEATS if context < LONG else REPEATS_OF_LONG) + 1):
             for engine in engines:
                 figures = one_answer(engine, prompt)
                 if i == 0:
-                    engine.compile_s += figures["time_to_first_token_s"] if engine.is_compiled else 0.0
+                    first_s[engine.name] = figures["answer_s"]
                 else:
                     rounds[engine.name].append(figures)
-    bandwidth_bound = {engine.name: weights.bytes_per_token(engine.expert_bits, engine.itemsize) for engine in engines}
     report = {}
-    for name, found in rounds.items():
-        report[name] = {key: summary([figures[key] for figures in found]) for key in found[0]}
-        report[name]["gb_per_s"] = bandwidth_bound[name] * report[name]["decode_tok_s"]["median"] / 1e9
+    for engine in engines:
+        found = rounds[engine.name]
+        figures = report[engine.name] = {key: summary([one[key] for one in found]) for key in found[0]}
+        if engine.is_compiled:
+            engine.compile_s += max(0.0, first_s[engine.name] - figures["answer_s"]["median"])
+        moved = weights.bytes_per_token(engine.expert_bits, engine.dtype.itemsize)
+        figures["gb_per_s"] = moved * figures["decode_tok_s"]["median"] / 1e9
     return report
 
 
@@ -151,6 +165,37 @@ def one_answer(engine: "Engine", prompt: "Tensor") -> dict[str, float]:
         "prefill_tok_s": prompt.shape[1] / (first - start),
         "decode_tok_s": NEW_TOKENS / (end - first),
         "time_to_first_token_s": first - start,
+        "answer_s": end - start,
+    }
+
+
+def measure_experts(engines: list["Engine"], weights: Weights, num_tokens: int) -> dict[str, dict[str, Any]]:
+    """Milliseconds of one layer's routed experts by themselves, for tokens that choose evenly; layers take turns."""
+    import torch
+
+    text = weights.config.text
+    generator = torch.Generator().manual_seed(num_tokens)
+    hidden = torch.randn((num_tokens, text.hidden_size), generator=generator)  # (n, C)
+    counts = torch.rand((num_tokens, text.num_experts_per_tok), generator=generator)  # (n, K)
+    candidates = [engine for engine in engines if engine.mixtures]
+    rounds: dict[str, list[float]] = {engine.name: [] for engine in candidates}
+    with torch.inference_mode():
+        for i in range(4 * REPEATS + 2):
+            order = torch.rand((num_tokens, text.n_routed_experts), generator=generator).argsort(dim=-1)  # (n, E)
+            expert_ids = order[:, : text.num_experts_per_tok]  # (n, K)
+            for engine in candidates:
+                mixture = engine.mixtures[i % len(engine.mixtures)]
+                arguments = hidden.to(engine.dtype), counts, expert_ids
+                elapsed = seconds(lambda mixture=mixture, arguments=arguments: mixture(*arguments))
+                rounds[engine.name] += [1e3 * elapsed] if i >= 2 else []  # the first ones compile
+    width = 3 * text.hidden_size * text.moe_intermediate_size  # weights of one expert
+    distinct = len(expert_ids.unique())
+    return {
+        engine.name: {
+            "ms": (ms := summary(rounds[engine.name])),
+            "gb_per_s": distinct * width * engine.expert_bits / 8 / ms["median"] / 1e6,
+        }
+        for engine in candidates
     }
 
 
@@ -207,9 +252,20 @@ def machine(load_average: float) -> dict[str, Any]:
         "torch": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "cpu": cpu_name(),
         "load_average_before": load_average,
         "quiet": load_average <= QUIET_LOAD,
     }
+
+
+def cpu_name() -> str:
+    """What the machine says its processor is."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -227,11 +283,16 @@ def print_report(report: dict[str, Any]) -> None:
             share = figures["gb_per_s"] / report["bandwidth_gb_s"]
             print(f"{name:<28}{prefill:>14,.1f}{faster:>7.2f}{decode:>14,.1f}{decodes_faster:>7.2f}"
                   f"{figures['gb_per_s']:>7.2f}{share:>7.0%}")  # fmt: skip
+    print("\nrouted experts of one layer alone, milliseconds by number of tokens")
+    for name in next(iter(report["experts"].values())):
+        times = (f"{tokens}: {engines[name]['ms']['median']:.2f}" for tokens, engines in report["experts"].items())
+        print(f"{name:<28}{'   '.join(times)}")
+    print()
     for name, figures in report["engines"].items():
         images = figures["images_per_s"]
         seen = f", {images['median']:.1f} images/s of 224 x 224" if images else ""
-        built = f", first step with compilation {figures['compile_s']:.0f} s" if figures["compile_s"] else ""
-        print(f"{name}: built in {figures['load_s']:.2f} s{built}{seen}")
+        built = f", compiled in {figures['compile_s']:.0f} s" if figures["compile_s"] else ""
+        print(f"{name}: {figures['weights_mb']:,.0f} MB of weights, built in {figures['load_s']:.2f} s{built}{seen}")
     print(f"{report['checkpoint_bytes'] / 2**20:,.1f} MiB in the published layout, peak memory of this process "
           f"{report['peak_rss_mb']:,.0f} MB")  # fmt: skip
     if not report["quiet"]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import optimized.model as optimized
 import reference.model as plain
 from reference.checkpoint import use_int4
+from reference.config import KimiConfig
 from reference.errors import UsageError
 from reference.int4 import dequantize, set_int4_product
 
@@ -27,13 +28,16 @@ Session = Callable[[Tensor], Tensor]
 class Engine:
     """`begin(num_tokens)` opens a conversation that may get so long: a function from tokens (1, T) to the next, (1, 1).
 
-    `see(pixels, grids)` computes the features of media, if the engine was given a vision tower.
+    `see(pixels, grids)` computes the features of media, if the engine was given a vision tower. `mixtures` are its
+    modules of routed experts, called with tokens, weights and expert ids; none where they cannot be called alone.
     """
 
     begin: Callable[[int], Session]
-    see: Callable[[Tensor, Tensor], Tensor] | None
+    see: Callable[[Tensor, Tensor], object] | None
+    mixtures: list[nn.Module]
     expert_bits: float
-    itemsize: int
+    dtype: torch.dtype
+    weights_bytes: int
     is_compiled: bool = False
     name: str = ""
     load_s: float = 0.0
@@ -98,7 +102,14 @@ def ours(
         return lambda ids: model(ids, cache=cache, last_only=True).argmax(dim=-1)
 
     see = model.media_features if config.vision is not None else None
-    return Engine(begin, see, INT4_BITS if packed else 8 * dtype.itemsize, dtype.itemsize, compiled)
+    mixtures = [module.experts for module in model.modules() if isinstance(module, optimized.MixtureOfExperts)]
+    bits = INT4_BITS if packed else 8 * dtype.itemsize
+    return Engine(begin, see, mixtures, bits, dtype, held_bytes(model), compiled)
+
+
+def held_bytes(model: nn.Module) -> int:
+    """What parameters and buffers take in memory, whatever layout they are in."""
+    return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
 
 
 def converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -132,7 +143,29 @@ def transformers_peer(weights: Weights, dtype: torch.dtype, compiled: bool) -> E
 
         return session
 
-    return Engine(begin, None, 8 * dtype.itemsize, dtype.itemsize, compiled)
+    see = None if weights.config.vision is None or compiled else transformers_tower(weights.config, dtype)
+    return Engine(begin, see, [], 8 * dtype.itemsize, dtype, held_bytes(model), compiled)
+
+
+def transformers_tower(config: KimiConfig, dtype: torch.dtype) -> Callable[[Tensor, Tensor], object]:
+    """Its tower and projector with the same sizes and random weights: it permutes ours, which changes no time."""
+    from transformers.models.kimi_k25 import configuration_kimi_k25 as configuration
+    from transformers.models.kimi_k25 import modeling_kimi_k25 as modeling
+
+    vision = config.vision
+    sizes = {
+        "patch_size": vision.patch_size, "hidden_size": vision.vt_hidden_size,
+        "num_hidden_layers": vision.vt_num_hidden_layers, "num_attention_heads": vision.vt_num_attention_heads,
+        "intermediate_size": vision.vt_intermediate_size, "pos_emb_height": vision.init_pos_emb_height,
+        "pos_emb_width": vision.init_pos_emb_width, "merge_kernel_size": list(vision.merge_kernel_size),
+    }  # fmt: skip
+    text = {"model_type": "deepseek_v3", "hidden_size": config.text.hidden_size}
+    theirs = configuration.Kimi_K25Config(
+        vision_config=sizes, text_config=text, projection_hidden_size=vision.vt_hidden_size
+    )
+    tower = modeling.Kimi_K25VisionModel(theirs.vision_config).to(dtype).eval()
+    projector = modeling.Kimi_K25MultimodalProjection(theirs).to(dtype).eval()
+    return lambda pixels, grids: projector(tower(pixels.to(dtype), grid_thw=grids).pooler_output)
 
 
 def stacked(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -88,14 +88,18 @@ def random_weights(name: str) -> Weights:
 
 
 def named_config(name: str) -> dict[str, Any]:
-    """`config.json` of a preset, of `mid`, or of the first N layers of K2.5."""
+    """`config.json` of a preset, of `mid`, or of N mixture layers of K2.5, with all 384 experts or fewer."""
     if name in PRESETS:
         return preset_dict(name)
-    layers = re.fullmatch(r"k2\.5-layers-([1-9]\d?)", name)
+    layers = re.fullmatch(r"k2\.5-layers-([1-9]\d?)(?:-experts-([1-9]\d{1,2}))?", name)
     if name != "mid" and not layers:
-        raise UsageError(f"--preset {name}: unknown; expected {', '.join(PRESETS)}, mid or k2.5-layers-N.")
+        raise UsageError(
+            f"--preset {name}: unknown; expected {', '.join(PRESETS)}, mid, k2.5-layers-N or k2.5-layers-N-experts-E."
+        )
     raw = preset_dict("kimi-k2.5")
     raw["text_config"] |= MID if name == "mid" else {"num_hidden_layers": int(layers[1]), "first_k_dense_replace": 0}
+    if layers and layers[2]:
+        raw["text_config"]["n_routed_experts"] = int(layers[2])
     if name == "mid":
         raw["vision_config"] |= {"text_hidden_size": MID["hidden_size"]}
         for key in ("media_placeholder_token_id", "pad_token_id", "bos_token_id", "eos_token_id"):
