@@ -57,7 +57,7 @@ def runnable(commands: list[str]) -> list[str]:
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    """A folder with the files that examples name, and copies of the shipped model and pictures to work on."""
+    """A folder with the files that examples name, and copies of the shipped model, pictures and reports to work on."""
     picture = Image.new("RGB", (84, 56), "white")
     ImageDraw.Draw(picture).ellipse((10, 10, 40, 40), fill="red")
     for name in ("photo.png", "photo.jpg"):
@@ -68,7 +68,7 @@ def workplace(tmp_path: Path) -> Path:
     save_file({"input_ids": np.arange(7)[None]}, tmp_path / "in.safetensors")
     tool = {"type": "function", "function": {"name": "step", "parameters": {"type": "object", "properties": {}}}}
     (tmp_path / "tools.json").write_text(json.dumps([tool]), encoding="utf-8")
-    for folder in ("reference/nano", "docs/examples"):
+    for folder in ("reference/nano", "docs/examples", "docs/benchmarks"):
         if (ROOT / folder).exists():
             shutil.copytree(ROOT / folder, tmp_path / folder)
     return tmp_path
