@@ -1,6 +1,6 @@
 """Measure the forms between which the optimized model chooses on a CPU, side by side: what its choices rest on.
 
-One table per kind of work, each form in turn, medians of the rounds. Weights rotate over more memory than a cache holds.
+One table per kind of work, each form in turn, medians of the rounds. Weights rotate through more than a cache holds.
 """
 
 import argparse
@@ -93,12 +93,12 @@ def products() -> Iterator[Work]:
     generated = torch.compile(as_sum, dynamic=False)
     for (inputs, outputs), dtype in itertools.product(((1024, 1024), (7168, 2048)), (torch.bfloat16, torch.float32)):
         hidden = torch.randn(1, inputs).to(dtype)  # (1, I)
-        turns = rotating(lambda i=inputs, o=outputs, d=dtype: torch.randn(o, i).to(d), inputs * outputs * dtype.itemsize)
+        nbytes = inputs * outputs * dtype.itemsize
+        turns = rotating(lambda i=inputs, o=outputs, d=dtype: torch.randn(o, i).to(d), nbytes)  # each (O, I)
         forms = {
             "matrix library": lambda hidden=hidden, turns=turns: F.linear(hidden, next(turns)),
             "generated sum": lambda hidden=hidden, turns=turns: generated(hidden, next(turns)),
         }
-        nbytes = inputs * outputs * dtype.itemsize
         kind = str(dtype).removeprefix("torch.")
         yield Work("product", f"one token, {inputs} x {outputs}, {kind}", forms, dict.fromkeys(forms, nbytes))
 
@@ -135,7 +135,8 @@ def experts() -> Iterator[Work]:
         gathered.load_state_dict(loop.state_dict())
         gathered.use_generated()
         for num_tokens in (1, 8):
-            hidden, weights = torch.randn(num_tokens, hidden_size).bfloat16(), torch.rand(num_tokens, 8)  # (n, C) (n, 8)
+            hidden = torch.randn(num_tokens, hidden_size).bfloat16()  # (n, C)
+            weights = torch.rand(num_tokens, 8)  # (n, K)
 
             def ids(num_tokens: int = num_tokens, num_experts: int = num_experts) -> "Tensor":
                 return torch.rand(num_tokens, num_experts).argsort(-1)[:, :8]  # (n, 8)
@@ -195,7 +196,7 @@ def prefill() -> Iterator[Work]:
             "products in blocks": lambda rows=rows: attention_products.in_blocks(*rows, False),
             "products in blocks, generated": lambda rows=rows: attention_products.in_blocks(*rows, True),
             "PyTorch's fused attention": lambda rows=rows: attention_products.fused(*rows),
-            "FlexAttention, compiled": lambda qkv=rows[:3], mask=mask, flex=flex: flex(*qkv, block_mask=mask, scale=0.07),
+            "FlexAttention, compiled": lambda qkv=rows[:3], m=mask, flex=flex: flex(*qkv, block_mask=m, scale=0.07),
         }
         nbytes = query.nbytes + key.nbytes + value.nbytes
         yield Work("prefill", f"{num_tokens} tokens", forms, dict.fromkeys(forms, nbytes))
