@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reference.norm import wide_dtype
 
-from . import int4_lanes
+from . import capability, int4_lanes
 from .generated import generated, varying
 from .int4 import layout, multiply, num_inputs
 
@@ -21,15 +21,11 @@ from .int4 import layout, multiply, num_inputs
 
 Product = Callable[[int, Tensor, Tensor], object]  # the expert, its rows (m, I), where its outputs (m, O) go
 
-# The most assignments per expert with which each reads its expert by itself (docs/performance.md). Dense weights are
-# bound by memory, so reading one twice is a loss; packed ones by arithmetic, until unpacking them pays.
-GATHER_DENSE, GATHER_INT4 = 1, 8
-
 
 def dense(
     tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor, may_generate: bool
 ) -> Tensor:
-    if may_generate and expert_ids.numel() <= GATHER_DENSE * len(gate_up):
+    if may_generate and expert_ids.numel() <= capability.GATHER_DENSE * len(gate_up):
         rows = (varying(tensor, 0) for tensor in (tokens, weights, expert_ids))
         return generated(gathered_dense)(*rows, gate_up, down)
 
@@ -59,7 +55,7 @@ def int4(
     down_scale: Tensor, rounded: bool,
 ) -> Tensor:  # fmt: skip
     in_lanes = layout(gate_up[0]) == layout(down[0]) == "lanes"
-    if in_lanes and expert_ids.numel() <= GATHER_INT4 * len(gate_up):
+    if in_lanes and expert_ids.numel() <= capability.GATHER_INT4 * len(gate_up):
         rows = (varying(tensor, 0) for tensor in (tokens, weights, expert_ids))
         return generated(gathered_int4)(*rows, gate_up, gate_up_scale, down, down_scale, rounded)
 

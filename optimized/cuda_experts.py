@@ -1,8 +1,8 @@
 """What the experts' operators run on CUDA: kernels that Inductor generates, without one question to the device.
 
 Nothing here waits for the routing: every shape is known before it, so the host runs ahead and CUDA graphs can record.
-Up to GATHERED assignments each one reads its expert by itself, three kernels in all. Beyond, they are sorted by expert
-into blocks, and each matrix is one kernel over all blocks.
+Up to GATHERED_ON_CUDA assignments each one reads its expert by itself, three kernels in all. Beyond, they are sorted by
+expert into blocks, and each matrix is one kernel over all blocks.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .capability import GATHERED_ON_CUDA
 from .cpu_experts import weigh
 from .generated import on_cuda
 from .int4_words import BLOCK_ROWS, gathered_matvec, grouped_product, make_blocks, pick
@@ -18,7 +19,6 @@ from .int4_words import BLOCK_ROWS, gathered_matvec, grouped_product, make_block
 # n tokens   C hidden_size   K num_experts_per_tok   A assignments: n*K   E n_routed_experts   W moe_intermediate_size
 # O outputs   I inputs   b blocks   R rows of a block
 
-GATHERED = 64
 LARGEST_PART = 8192  # tokens sorted at a time: each size compiles anew, so there must be few
 NATIVE = {"triton.native_matmul": True}  # products written out in Triton, so that unpacking fuses into them
 GATHER = {"triton.max_tiles": 1}  # tiles over assignments and outputs would leave four words a step to each row
@@ -26,7 +26,7 @@ GATHER = {"triton.max_tiles": 1}  # tiles over assignments and outputs would lea
 
 def dense(tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """`kimi::dense_experts`."""
-    if expert_ids.numel() <= GATHERED:
+    if expert_ids.numel() <= GATHERED_ON_CUDA:
         return dense_gathered(tokens, weights, expert_ids, gate_up, down)
     return in_blocks(tokens, weights, expert_ids, dense_grouped, (gate_up,), (down,))
 
@@ -37,7 +37,7 @@ def int4(
 ) -> Tensor:  # fmt: skip
     """`kimi::int4_experts` on words."""
     stacks = gate_up, gate_up_scale, down, down_scale
-    if expert_ids.numel() <= GATHERED:
+    if expert_ids.numel() <= GATHERED_ON_CUDA:
         return int4_gathered(tokens, weights, expert_ids, *stacks, rounded)
     return in_blocks(tokens, weights, expert_ids, int4_grouped, (*stacks[:2], rounded), (*stacks[2:], rounded))
 

@@ -18,6 +18,7 @@ from reference.config import INT4_GROUP_SIZE
 from reference.int4 import WEIGHTS_PER_WORD, dequantize
 
 from . import int4_lanes, int4_tiles
+from .capability import int4_layout
 
 # n tokens   E n_routed_experts   O outputs   I inputs   w words of a row: I/8   g groups of a row: I/32
 
@@ -36,14 +37,15 @@ class Int4Stack(nn.Module):
     def take(self, words: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
         """Keep words (E, O, w) and scale (E, O, g), on a CPU as tiles, for runs in `dtype`."""
         self.may_round = rounding_matters(scale)
-        if int4_tiles.fits(self.num_outputs, words.device):
+        if int4_layout(self.num_outputs, words.device, may_generate=False) == "tiles":
             words = torch.stack([int4_tiles.from_words(expert) for expert in words])  # (E, O, I/2) uint8
             scale = torch.stack([int4_tiles.pack_scales(expert, dtype) for expert in scale])  # (E, g, O, 2)
         self.weight, self.scale = words, scale
 
     def use_lanes(self) -> None:
         """Lay the weights out for generated C++, if there are outputs enough to fill it and this is a CPU."""
-        if int4_lanes.fits(self.num_outputs, self.weight.device) and self.layout != "lanes":
+        wanted = int4_layout(self.num_outputs, self.weight.device, may_generate=True)
+        if wanted == "lanes" != self.layout:
             stacks = [self.published(i) for i in range(len(self.weight))]
             self.weight = torch.stack([int4_lanes.pack_lanes(words) for words, _ in stacks])  # (E, N, I/2, 16) int32
             self.scale = torch.stack([int4_lanes.pack_scales(scale) for _, scale in stacks])  # (E, N, g, 4, 16)

@@ -27,11 +27,6 @@ CACHED_WEIGHTS = 2**22  # unpacked at a time
 ZERO = 8  # what a nibble holds for weight 0
 
 
-def fits(num_outputs: int, device: torch.device) -> bool:
-    """Whether weights with this many outputs can be laid out like this on this device."""
-    return device.type == "cpu" and num_outputs % TILE == 0
-
-
 def pack_lanes(words: Tensor) -> Tensor:
     """Published words (O, w) to lanes (N, I/2, 16). A byte of a word already is a pair of columns."""
     by_tile = words.view(torch.uint8).unflatten(0, (-1, BYTES, LANES))  # (N, 4, 16, I/2)

@@ -14,11 +14,11 @@ from torch import Tensor
 from reference.config import INT4_GROUP_SIZE
 from reference.int4 import unpack
 
+from .capability import TILE_TOKENS
+
 # n tokens   O outputs   I inputs   w words of a row: I/8   g groups of a row: I/32   S outputs of a tile   N tiles: O/S
 
 ZERO = 8  # what a nibble holds for weight 0
-# Up to here the operator that widens in registers wins; beyond, unpacking pays for itself (docs/performance.md).
-FEW_TOKENS = 8
 
 
 @functools.cache
@@ -30,11 +30,6 @@ def tile_size() -> int | None:
     except RuntimeError:
         return None  # not every build of PyTorch has the operator
     return next((size for size in (64, 32) if torch.equal(unpack_tiles(tiles, size), pattern)), None)
-
-
-def fits(num_outputs: int, device: torch.device) -> bool:
-    """Whether weights with this many outputs are kept as tiles on this device."""
-    return device.type == "cpu" and tile_size() is not None and num_outputs % tile_size() == 0
 
 
 def pack_tiles(integers: Tensor) -> Tensor:
@@ -76,7 +71,7 @@ def unpack_scales(scales: Tensor) -> Tensor:
 
 def multiply(hidden: Tensor, tiles: Tensor, scales: Tensor, rounded: bool) -> Tensor:
     """hidden (n, I) times the weights of one expert's tiles (O, I/2), to (n, O)."""
-    if len(hidden) <= FEW_TOKENS and not rounded:
+    if len(hidden) <= TILE_TOKENS and not rounded:
         return torch.ops.aten._weight_int4pack_mm_for_cpu(hidden, tiles, INT4_GROUP_SIZE, scales)  # (n, O)
     return hidden @ dense(tiles, scales, rounded)  # (n, O)
 

@@ -29,7 +29,7 @@ from reference.generate import SHIPPED_MODEL
 from reference.model import build_model, load_model, routed_linears
 from reference.presets import PRESETS, preset_dict
 from reference.stages import observing
-from tools import bench, bench_models, compare_dumps, dump_activations, inspect_checkpoint, quantize
+from tools import bench, bench_forms, bench_models, compare_dumps, dump_activations, inspect_checkpoint, quantize
 from tools.bench_engines import engine_builders
 from tools.bench_models import Weights, published_weights
 
@@ -517,13 +517,31 @@ def test_bench_reports_medians_with_spread(call: Program, int4: Path, tmp_path: 
         assert list(engines) == names
         for figures in engines.values():
             assert figures.pop("gb_per_s") > 0
-            assert set(figures) == {"prefill_tok_s", "decode_tok_s", "time_to_first_token_s"}
+            assert set(figures) == {"prefill_tok_s", "decode_tok_s", "time_to_first_token_s", "answer_s"}
             assert all(0 < figure["min"] <= figure["median"] <= figure["max"] for figure in figures.values())
     assert list(report["contexts"]) == ["7", "9"] and report["bandwidth_gb_s"] > 0
+    assert list(report["experts"]) == [str(n) for n in bench.EXPERT_TOKENS]
+    for engines in report["experts"].values():
+        assert list(engines) == names[1:] and all(engine["ms"]["median"] > 0 for engine in engines.values())
+    weights_mb = [engine["weights_mb"] for engine in report["engines"].values()]
+    assert weights_mb[0] > 0 and weights_mb[1] < weights_mb[2]
     assert all(engine["images_per_s"]["median"] > 0 for engine in report["engines"].values())
     assert 0 < (int4 / SINGLE_FILE).stat().st_size - report["checkpoint_bytes"] < 2**16  # the header
     assert report["peak_rss_mb"] > 50
     assert report["quiet"] == (report["load_average_before"] <= 0.5) and ("not quiet" in out) != report["quiet"]
+
+
+@pytest.mark.parametrize("kind", ["experts", "grouped", "decode"])
+def test_every_form_is_measured(kind: str, call: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SIZES": {"mid": (128, 64, 8), "full": (64, 64, 8)}, "ROUNDS": 2, "WARM_UPS": 1}.items():
+        monkeypatch.setattr(bench_forms, name, value)
+    monkeypatch.setattr(bench, "QUIET_WAIT_S", 0)
+    code, out, _ = call(bench_forms, "--only", kind, "--json", tmp_path / "f.json")
+    works = json.loads((tmp_path / "f.json").read_text())["works"]
+    assert code == DONE and len(works) >= 3 and {work["kind"] for work in works} == {kind}
+    for work in works:
+        assert work["what"] in out and len(work["forms"]) >= 2
+        assert all(form["ms"]["median"] > 0 and form["gb_per_s"] > 0 for form in work["forms"].values())
 
 
 @pytest.mark.usefixtures("short")

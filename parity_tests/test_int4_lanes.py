@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from optimized import cpu_experts, int4_lanes, moe, ops
+from optimized import capability, int4_lanes, moe, ops
 from parity_tests.agreement import FLOAT32, assert_agrees, assert_caught
+from reference.errors import UsageError
 from reference.int4 import dequantize, pack, quantize
 from reference.mlp import SwiGLU
 
@@ -67,7 +68,7 @@ def test_lanes_give_back_the_published_bits(shape: tuple[int, int]) -> None:
 def test_every_form_multiplies_what_the_words_say(form: str, product: str) -> None:
     modules, tensors = published(product)
     experts, arguments = in_lanes(tensors, product), drawn(TOKENS[form])
-    is_gathered = arguments[2].numel() <= cpu_experts.GATHER_INT4 * E
+    is_gathered = arguments[2].numel() <= capability.GATHER_INT4 * E
     assert is_gathered == (form != "grouped")
     expected = one_by_one(modules, *arguments)
     stage = f"optimized, INT4 experts in lanes, {form}"
@@ -95,7 +96,7 @@ def test_dense_experts_of_a_few_tokens_are_generated() -> None:
         arguments = drawn(num_tokens)
         expected = experts(*arguments)
         experts.use_generated()
-        assert arguments[2].numel() <= cpu_experts.GATHER_DENSE * E
+        assert arguments[2].numel() <= capability.GATHER_DENSE * E
         assert_agrees("optimized, dense experts gathered", experts(*arguments), expected, FLOAT32)
         experts.may_generate = False
 
@@ -119,4 +120,14 @@ def test_operators_keep_their_contracts_on_lanes() -> None:
 
 
 def test_too_few_outputs_stay_as_they_are() -> None:
-    assert not int4_lanes.fits(96, torch.device("cpu")) and not int4_lanes.fits(64, torch.device("cuda"))
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert capability.int4_layout(64, cpu, may_generate=True) == "lanes"
+    assert capability.int4_layout(64, cpu, may_generate=False) != "lanes"
+    assert capability.int4_layout(96, cpu, may_generate=True) != "lanes"
+    assert capability.int4_layout(64, cuda, may_generate=True) == "words"
+
+
+def test_an_old_pytorch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.10.1+cpu")
+    with pytest.raises(UsageError, match=r"needs PyTorch 2\.11 or newer, and this is 2\.10\.1"):
+        capability.check_version()

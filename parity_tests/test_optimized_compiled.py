@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from optimized import capability
+from optimized.generated import generated
 from optimized.int4 import Int4Stack
 from optimized.model import compile_steps, load_model
 from parity_tests.agreement import FLOAT32, assert_agrees
@@ -63,6 +64,48 @@ def test_compiled_steps_agree_and_need_no_new_graph(kind: str, tmp_path: Path) -
             found = fast(tokens(1) + i % 7, cache=caches[1])
             assert_agrees("optimized, compiled decoding", found, expected, FLOAT32)
     assert stats["unique_graphs"] == warm
+
+
+def test_what_was_compiled_is_kept_for_the_next_run(tmp_path: Path) -> None:
+    """As another process would meet it: nothing in memory, everything on disk."""
+    if not capability.has_compiler(torch.device("cpu")):
+        return
+    directory = write_checkpoint(tmp_path, KINDS["int4 words"], seed=1)
+    counters = torch._dynamo.utils.counters["inductor"]
+    misses = []
+    for _ in range(2):
+        torch._dynamo.reset()
+        before = counters["fxgraph_cache_miss"]
+        model = load_model(directory)
+        compile_steps(model)
+        with torch.inference_mode():
+            cache = model.new_cache(1, 300)
+            model(tokens(9), cache=cache)
+            model(tokens(1), cache=cache)
+        misses.append(counters["fxgraph_cache_miss"] - before)
+    assert misses[1] == 0 < counters["fxgraph_cache_hit"]
+
+
+def test_a_compiler_that_fails_is_said_once_and_the_numbers_stay(tmp_path: Path, monkeypatch) -> None:
+    directory = write_checkpoint(tmp_path, KINDS["dense"], seed=1)
+    plain, fast = load_reference(directory), load_model(directory)
+
+    def refuse(*_: object, **__: object):
+        def call(*_: object):
+            raise torch._dynamo.exc.TorchDynamoException("CppCompileError: out of disk space\nand much more")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    monkeypatch.setattr(capability, "has_compiler", lambda device: True)
+    generated.cache_clear()
+    compile_steps(fast)
+    with torch.inference_mode(), pytest.warns(UserWarning) as caught:
+        for length in (4, 1):
+            assert_agrees("optimized, nothing compiled", fast(tokens(length)), plain(tokens(length)), FLOAT32)
+    generated.cache_clear()
+    assert all(str(w.message).endswith("slower: CppCompileError: out of disk space") for w in caught)
+    assert sum("compute cannot be compiled" in str(w.message) for w in caught) == 1
 
 
 def test_without_a_compiler_the_model_runs_as_it_is(tmp_path, monkeypatch, capsys) -> None:

@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")), *sorted(ROOT.glob("*/README.md"))]
-# Examples that are read, not run: these programs take long, and this folder stands for what a reader has downloaded.
-NOT_RUN = ("tools.train", "tools.evaluate", "tools.vocabulary", "tools.gpu_check")  # take long, or need a GPU
+# Examples that are read, not run: these programs take long or need a GPU; the folder is one that readers download.
+NOT_RUN = ("tools.train", "tools.evaluate", "tools.vocabulary", "tools.gpu_check", "tools.bench_forms")
 DOWNLOADED = "checkpoints/"
 
 

@@ -283,8 +283,9 @@ def print_report(report: dict[str, Any]) -> None:
             share = figures["gb_per_s"] / report["bandwidth_gb_s"]
             print(f"{name:<28}{prefill:>14,.1f}{faster:>7.2f}{decode:>14,.1f}{decodes_faster:>7.2f}"
                   f"{figures['gb_per_s']:>7.2f}{share:>7.0%}")  # fmt: skip
-    print("\nrouted experts of one layer alone, milliseconds by number of tokens")
-    for name in next(iter(report["experts"].values())):
+    names = next(iter(report["experts"].values()))
+    print("\nrouted experts of one layer alone, milliseconds by number of tokens" if names else "")
+    for name in names:
         times = (f"{tokens}: {engines[name]['ms']['median']:.2f}" for tokens, engines in report["experts"].items())
         print(f"{name:<28}{'   '.join(times)}")
     print()

@@ -23,6 +23,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from optimized import attention_products, cuda_experts, flex_decode
 from optimized.attention import block_mask
+from optimized.capability import GATHERED_ON_CUDA
 from optimized.decoder import LanguageModel
 from optimized.generated import on_cuda
 from optimized.int4_words import gathered_matvec
@@ -258,7 +259,7 @@ def ceilings(bench: Bench) -> None:
 def experts(bench: Bench) -> None:
     """Experts of single tokens: INT4 read in place, and the same in bfloat16."""
     config = bench.sizes.config
-    batches = [n for n in bench.sizes.batches if n * config.text.num_experts_per_tok <= cuda_experts.GATHERED]
+    batches = [n for n in bench.sizes.batches if n * config.text.num_experts_per_tok <= GATHERED_ON_CUDA]
     for num_tokens in batches:
         _experts(bench, "INT4", num_tokens, cuda_experts.int4_gathered, (*bench.stacks, False), INT4_BYTES)
     text = config.text
@@ -342,7 +343,7 @@ def peer(bench: Bench) -> None:
             lambda i, h=hidden, op=operator: op(h, packed[i % count], INT4_GROUP_SIZE, pairs[i % count]))
         bench.row(f"PyTorch's INT4 operator, {num_tokens} rows", seconds, **work)
         ids = [torch.full((num_tokens,), i, device=bench.device) for i in range(count)]
-        if num_tokens <= cuda_experts.GATHERED // text.num_experts_per_tok:
+        if num_tokens <= GATHERED_ON_CUDA // text.num_experts_per_tok:
             seconds = bench.seconds(lambda i, h=hidden, e=ids: multiply(h, words, scale, e[i % count], False))
             bench.row(f"generated matvec, {num_tokens} rows", seconds, **work)
 
