@@ -84,4 +84,6 @@ class LatentCache:
 def write_tokens(layer: Tensor, lengths: Tensor, new: Tensor) -> None:
     """Put new (B, T, R+P) behind each row's length in layer (B, S, R+P)."""
     slots = lengths[:, None] + torch.arange(new.shape[1], device=new.device)  # (B, T)
-    layer.scatter_(1, slots[..., None].expand_as(new), new)
+    rows = torch.arange(new.shape[0], device=new.device)[:, None]  # (B, 1)
+    # Not scatter_, which a compiled graph would turn into a copy of the whole layer and back.
+    layer.index_put_((rows, slots), new)

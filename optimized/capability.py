@@ -18,7 +18,6 @@ OLDEST_TORCH = (2, 11)
 # The most assignments per expert with which, on a CPU, each reads its expert by itself. Dense weights are bound by
 # memory, so reading one twice is a loss; packed ones by arithmetic, until unpacking them for all pays.
 GATHER_DENSE, GATHER_INT4 = 1, 8
-TILE_TOKENS = 8  # tokens of one expert up to which PyTorch's INT4 operator beats unpacking
 GATHERED_ON_CUDA = 64  # assignments up to which each one reads its expert by itself; beyond, they are sorted
 
 

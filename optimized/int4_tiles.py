@@ -14,11 +14,10 @@ from torch import Tensor
 from reference.config import INT4_GROUP_SIZE
 from reference.int4 import unpack
 
-from .capability import TILE_TOKENS
-
 # n tokens   O outputs   I inputs   w words of a row: I/8   g groups of a row: I/32   S outputs of a tile   N tiles: O/S
 
 ZERO = 8  # what a nibble holds for weight 0
+FEW_TOKENS = 8  # of one expert, up to which the operator beats unpacking (docs/performance.md)
 
 
 @functools.cache
@@ -71,7 +70,7 @@ def unpack_scales(scales: Tensor) -> Tensor:
 
 def multiply(hidden: Tensor, tiles: Tensor, scales: Tensor, rounded: bool) -> Tensor:
     """hidden (n, I) times the weights of one expert's tiles (O, I/2), to (n, O)."""
-    if len(hidden) <= TILE_TOKENS and not rounded:
+    if len(hidden) <= FEW_TOKENS and not rounded:
         return torch.ops.aten._weight_int4pack_mm_for_cpu(hidden, tiles, INT4_GROUP_SIZE, scales)  # (n, O)
     return hidden @ dense(tiles, scales, rounded)  # (n, O)
 
