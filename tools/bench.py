@@ -37,6 +37,7 @@ EXAMPLES = """examples:
 NEW_TOKENS, REPEATS, REPEATS_OF_LONG = 32, 5, 3
 LONG = 2048  # tokens of a prompt from which on fewer repeats have to do
 EXPERT_TOKENS = (1, 2, 4, 8, 16, 64, 256)  # sizes for which a layer's routed experts are measured alone
+MANY_TOKENS = 64  # from so many on, less often
 IMAGE_GRID = (1, 16, 16)  # an image of 224 x 224 pixels
 QUIET_LOAD, QUIET_WAIT_S = 0.5, 15  # above this load average, other programs are in the figures
 MEMORY_TEST_BYTES = 2**30  # more than any cache holds
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     with progress("building the weights", quiet=False):
         weights = random_weights(args.preset) if args.preset else published_weights(args.model)
     report = machine(load_average) | {
-        "model": args.preset or str(args.model),
+        "model": args.preset or os.path.relpath(args.model),
         "dtype": args.dtype,
         "checkpoint_bytes": weights.nbytes,
         "new_tokens": NEW_TOKENS,
@@ -185,7 +186,7 @@ def measure_experts(engines: list["Engine"], weights: Weights, num_tokens: int) 
     candidates = [engine for engine in engines if engine.mixtures]
     rounds: dict[str, list[float]] = {engine.name: [] for engine in candidates}
     with torch.inference_mode():
-        for i in range(4 * REPEATS + 2):
+        for i in range((4 * REPEATS if num_tokens < MANY_TOKENS else REPEATS) + 2):
             order = torch.rand((num_tokens, text.n_routed_experts), generator=generator).argsort(dim=-1)  # (n, E)
             expert_ids = order[:, : text.num_experts_per_tok]  # (n, K)
             for engine in candidates:
