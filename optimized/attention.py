@@ -1,8 +1,8 @@
-"""Latent attention for speed: FlexAttention where a prompt is read, absorbed products where one token is decoded.
+"""Latent attention for speed: products of blocks or FlexAttention for a prompt, the cache as it lies for one token.
 
-The same modules, names and numbers as reference/attention.py; what differs is what touches memory. Prefill never writes
-out a score matrix. Decoding reads the cache as it lies, once for the scores and once for their mixture, and no further
-than the row is long.
+The same modules, names and numbers as reference/attention.py; what differs is what touches memory. Prefill scores no
+block of keys that no query may see. Decoding reads the cache once for the scores and once for their mixture; on a CPU
+it stops within a few slots of the longest row.
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class MultiHeadLatentAttention(plain.MultiHeadLatentAttention):
         return self.o_proj(heads.flatten(-2))  # (B, T, C)
 
     def _expanded_fast(self, query: Tensor, latent_key: Tensor, step: Step) -> Tensor:
-        """Keys and values multiplied out, scores never written: (B, T, H, V)."""
+        """Keys and values multiplied out: (B, T, H, V)."""
         latent, k_pe = latent_key.split(self.latent_sizes, dim=-1)  # (B, S, R) (B, S, P)
         key_value = self.kv_b_proj(latent).unflatten(-1, (self.num_heads, -1))  # (B, S, H, N+V)
         k_nope, value = key_value.split(self.kv_sizes, dim=-1)  # (B, S, H, N) (B, S, H, V)
