@@ -561,7 +561,7 @@ def test_bench_measures_transformers_on_the_same_weights(call: Program) -> None:
 def test_peer_computes_what_the_reference_does() -> None:
     """A bench of two engines that do different work would say nothing."""
     weights, ids = published_weights(SHIPPED_MODEL), torch.randint(0, 1000, (1, 20))
-    builders = engine_builders(weights, torch.float32, "all", "transformers", compiled=False)
+    builders = engine_builders(weights, torch.float32, "all", "transformers", compiled=None)
     with torch.inference_mode():
         said = []
         for _, _, build in builders:
@@ -569,6 +569,12 @@ def test_peer_computes_what_the_reference_does() -> None:
             token = session(ids)
             said.append([token.item(), *((token := session(token)).item() for _ in range(12))])
     assert len(said) == 4 and all(tokens == said[0] for tokens in said)
+
+
+def test_bench_of_compiled_forms_only_leaves_the_others_out() -> None:
+    weights = published_weights(SHIPPED_MODEL)
+    names = [name for name, _, _ in engine_builders(weights, torch.float32, "optimized", None, compiled="only")]
+    assert names == ["optimized INT4, compiled", "optimized float32, compiled"]
 
 
 def test_bytes_of_a_decoded_token_are_those_of_the_published_model() -> None:

@@ -92,7 +92,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--backend", choices=("reference", "optimized", "all"), default="reference")
     parser.add_argument("--peer", choices=("transformers",), help="measure it, too (dev extra)")
-    parser.add_argument("--compile", action="store_true", help="measure the compiled forms, too; takes minutes")
+    parser.add_argument(
+        "--compile", nargs="?", const="too", choices=("too", "only"),
+        help="measure the compiled forms, too, which takes minutes; 'only': leave the uncompiled ones out, which take "
+             "minutes themselves at K2.5's full width",
+    )  # fmt: skip
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--contexts", metavar="N,...", default="256", help="prompt lengths to measure (default: 256)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the report there, too")

@@ -45,14 +45,17 @@ class Engine:
 
 
 def engine_builders(
-    weights: Weights, dtype: torch.dtype, backend: str, peer: str | None, compiled: bool
+    weights: Weights, dtype: torch.dtype, backend: str, peer: str | None, compiled: str | None
 ) -> Iterator[tuple[str, int, Callable[[], Engine]]]:
-    """(name, bytes of weights, how to build it) for everything that was asked for."""
+    """(name, bytes of weights, how to build it) for everything that was asked for.
+
+    compiled: None, "too" or "only", beside or instead of the uncompiled forms; the reference has no other form.
+    """
     kind, packed = str(dtype).removeprefix("torch."), any(name.endswith("_packed") for name in weights.tensors)
     elements = sum(t.numel() * (8 if name.endswith("_packed") else 1) for name, t in weights.tensors.items())
     dense_bytes = elements * dtype.itemsize
     own_bytes = weights.nbytes * (dtype.itemsize if not packed else 1)
-    forms = [False, True] if compiled else [False]
+    forms = {None: [False], "too": [False, True], "only": [True]}[compiled]
     if backend in ("reference", "all"):
         yield "reference", own_bytes, lambda: ours(plain, weights.tensors, weights, dtype)
     if backend in ("optimized", "all"):

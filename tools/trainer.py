@@ -1,12 +1,13 @@
 """The training loop behind `tools.train`: curriculum, optimisers, expert balance, state, learning curve."""
 
+import contextlib
 import json
 import pickle
 import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from reference.attention import MultiHeadLatentAttention
 from reference.chat_template import IM_END
 from reference.command import write_whole
 from reference.config import KimiConfig
@@ -32,6 +34,7 @@ from tools.curriculum import COUNT_UNTIL, LEARNING_RATE, QUANTISED_FROM, draw_ex
 from tools.export_tokenizer_json import write_tokenizer_json
 from tools.muon import Muon
 from tools.nano_checkpoint import write_settings, write_weights
+from tools.qk_clip import MaxLogits, clip
 from tools.quantization_aware import fake_quantize, set_active
 from tools.training_batches import IGNORED, Batch, encode_example, micro_batches
 from tools.vocabulary import NAMED_SPECIALS, NUM_RANKS, train_vocabulary
@@ -69,7 +72,9 @@ class Trainer:
             torch.optim.AdamW(others, LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0),
         ]
         self.routers = [module for module in self.model.modules() if isinstance(module, Router)]
+        self.attentions = [module for module in self.model.modules() if isinstance(module, MultiHeadLatentAttention)]
         self.step, self.num_examples, self.elapsed_s, self.curve = 0, 0, 0.0, []
+        self.largest_logit = 0.0  # of any head in the newest step
         self.begins_at = 0.0 if init is None else COUNT_UNTIL  # a model that knows the easy part goes on behind it
 
     def restore(self) -> None:
@@ -103,6 +108,10 @@ class Trainer:
 
     def train(self, seconds: float) -> None:
         """Step until `seconds` of training time are used up, over all runs of this state."""
+        with bfloat16_products():
+            self._train(seconds)
+
+    def _train(self, seconds: float) -> None:
         began, saved = time.monotonic() - self.elapsed_s, time.monotonic()
         console = Console(stderr=True)
         bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console)
@@ -127,16 +136,17 @@ class Trainer:
         batches = self.batches(samples)
         set_active(self.model, progress >= QUANTISED_FROM)
         total = sum(batch.weights.sum() for batch in batches)
-        counter = LoadCounter()
+        counter, logits_seen = LoadCounter(), MaxLogits(self.attentions)
 
         def gradients(batch: Batch) -> tuple[float, tuple[Tensor | None, ...]]:
             counter.begin(batch.valid)
+            logits_seen.begin(batch.valid)
             logits, wanted = self.reply_logits(batch), batch.targets != IGNORED
             losses = F.cross_entropy(logits, batch.targets[wanted], reduction="none")  # (n)
             loss = (losses * batch.weights[wanted]).sum() / total
             return float(loss.detach()), torch.autograd.grad(loss, self.params, allow_unused=True)
 
-        with observing(counter):
+        with observing(lambda name, tensor: logits_seen(name, counter(name, tensor))):
             results = list(self.threads.map(gradients, batches))
         loss_sum = sum(loss for loss, _ in results)
         for param, *parts in zip(self.params, *(parts for _, parts in results), strict=True):
@@ -148,6 +158,10 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.balance(counter.total(), rate / LEARNING_RATE)
+        largest = logits_seen.total()  # {layer: (H)}
+        for attention in self.attentions:
+            clip(attention, largest[attention.layer_index])
+        self.largest_logit = max(float(logits.max()) for logits in largest.values())
         self.step += 1
         return loss_sum
 
@@ -198,6 +212,7 @@ class Trainer:
             "examples": self.num_examples,
             "minutes": round(self.elapsed_s / 60, 2),
             "loss": round(loss, 4),
+            "largest_logit": round(self.largest_logit, 1),
             "most_loaded_expert": round(worst, 2),  # tokens of the busiest expert of any layer, over the layer's mean
             "exact": {skill: [right[skill], seen[skill]] for skill in sorted(seen)},
         }
@@ -226,6 +241,17 @@ class LoadCounter:
         for name, load in self.counts:
             loads[name] = loads[name] + load if name in loads else load
         return loads
+
+
+@contextlib.contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Multiply in bfloat16 and add in float32, weights and activations staying float32, where the processor can."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def one_thread_per_core(device: str) -> ThreadPoolExecutor:

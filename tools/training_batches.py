@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reference.chat_template import IM_END
-from reference.prompt import Processor, Prompt
+from reference.chat_template import IM_ASSISTANT, IM_END, THINK, THINK_END, suffix_start
+from reference.prompt import Processor
+from reference.tokenizer import Tokenizer
 from tools.worlds.sample import Sample
 
 # B examples   T tokens of the longest   L patches of all pictures   M pictures
@@ -17,15 +18,17 @@ IGNORED = -100  # target of a position without loss
 
 @dataclass(frozen=True)
 class Example:
-    """Prompt and reply as ids."""
+    """A whole conversation as ids. `is_reply` marks those that the model itself has to write, stop tokens included."""
 
-    prompt: Prompt
-    reply: list[int]
+    input_ids: list[int]
+    is_reply: list[bool]
+    pixel_values: np.ndarray | None
+    grid_thws: np.ndarray | None
     skill: str
 
     @property
     def length(self) -> int:
-        return len(self.prompt.input_ids) + len(self.reply)
+        return len(self.input_ids)
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,46 @@ class Batch:
 
 
 def encode_example(processor: Processor, sample: Sample) -> Example:
-    """Render and encode one example. The reply is what the model itself would have to generate, stop token included."""
+    """Render and encode one example with the reply that the model itself would have to generate."""
+    return encode_conversation(
+        processor, sample.messages, None, sample.thinking, sample.reasoning_content, sample.content, sample.skill
+    )
+
+
+def encode_conversation(
+    processor: Processor, messages: list[dict], tools: list[dict] | None, thinking: bool, reasoning_content: str,
+    content: str, skill: str,
+) -> Example:  # fmt: skip
+    """A conversation and its answer. Every assistant turn is learnt, as the template renders it.
+
+    Turns of the running tool chain stand there with their reasoning; earlier ones without, as if answered instantly.
+    """
     tokenizer = processor.tokenizer
-    prompt = processor.prompt(sample.messages, thinking=sample.thinking)
-    reply = [*tokenizer.encode(sample.content), tokenizer.control_ids[IM_END]]
-    if sample.thinking:
-        reply = [*tokenizer.encode(sample.reasoning_content), tokenizer.control_ids["</think>"], *reply]
-    return Example(prompt, reply, sample.skill)
+    prompt = processor.prompt(messages, tools, thinking)
+    answer = [*tokenizer.encode(content), tokenizer.control_ids[IM_END]]
+    if thinking:
+        answer = [*tokenizer.encode(reasoning_content), tokenizer.control_ids[THINK_END], *answer]
+    is_reply = [False] * len(prompt.input_ids) + [True] * len(answer)
+    num_past = sum(message["role"] == "assistant" for message in messages[: suffix_start(messages)])
+    for start, end in closed_turns(prompt.input_ids, tokenizer, num_past, thinking):
+        is_reply[start:end] = [True] * (end - start)
+    return Example(prompt.input_ids + answer, is_reply, prompt.pixel_values, prompt.grid_thws, skill)
+
+
+def closed_turns(ids: list[int], tokenizer: Tokenizer, num_past: int, thinking: bool) -> list[tuple[int, int]]:
+    """Where each assistant turn of a prompt begins, behind what the template opens it with, and ends, stop included.
+
+    The first `num_past` of them stand behind an empty think block, as all do in instant mode. Text of users cannot
+    forge a turn: only control ids count.
+    """
+    control = tokenizer.control_ids
+    *begins, _ = (i for i, token in enumerate(ids) if token == control[IM_ASSISTANT])  # the last one opens the answer
+    spans = []
+    for number, begin in enumerate(begins):
+        opened = control[THINK if thinking and number >= num_past else THINK_END]
+        start = ids.index(opened, begin) + 1
+        spans.append((start, ids.index(control[IM_END], start) + 1))
+    return spans
 
 
 def micro_batches(examples: list[Example], max_tokens: int, pad_id: int) -> list[Batch]:
@@ -69,14 +105,14 @@ def collate(examples: list[Example], pad_id: int) -> Batch:
     input_ids, targets = torch.full(shape, pad_id), torch.full(shape, IGNORED)  # (B, T) (B, T)
     weights, valid = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)  # (B, T) (B, T)
     for row, example in enumerate(examples):
-        ids = torch.tensor(example.prompt.input_ids + example.reply)
-        start, end = len(example.prompt.input_ids) - 1, len(ids) - 1
+        ids, is_reply = torch.tensor(example.input_ids), torch.tensor(example.is_reply)  # (length) (length)
+        end = len(ids) - 1
         input_ids[row, :end] = ids[:-1]
-        targets[row, start:end] = ids[start + 1 :]
+        targets[row, :end] = ids[1:].where(is_reply[1:], IGNORED)
         # Between a mean per token and a mean per example: long workings matter more than short answers, not n times.
-        weights[row, start:end] = len(example.reply) ** -0.5
+        weights[row, :end] = is_reply[1:] * is_reply.sum() ** -0.5
         valid[row, :end] = True
-    pictures = [example.prompt for example in examples if example.prompt.pixel_values is not None]
+    pictures = [example for example in examples if example.pixel_values is not None]
     pixel_values = torch.from_numpy(np.concatenate([p.pixel_values for p in pictures])) if pictures else None
     grid_thws = torch.from_numpy(np.concatenate([p.grid_thws for p in pictures])) if pictures else None
     return Batch(input_ids, targets, weights, valid, pixel_values, grid_thws, [example.skill for example in examples])
