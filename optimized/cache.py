@@ -19,13 +19,15 @@ SLOT_STEP = 64  # decoding on a CPU looks at whole steps of slots
 class LatentCache:
     """Has room for `num_tokens` per row; without that number it doubles whenever it is full.
 
-    Written in place: for inference, where the reference's cache lets gradients pass.
+    Written in place: for inference, where the reference's cache lets gradients pass. Raises UsageError for no room.
     """
 
     def __init__(
         self, config: TextConfig, batch_size: int, dtype: torch.dtype, device: torch.device | str,
         num_tokens: int | None = None,
     ):  # fmt: skip
+        if num_tokens is not None and num_tokens < 1:
+            raise UsageError(f"a cache of {num_tokens} tokens; expected at least 1. Without a number it grows.")
         self.grows, self.room = num_tokens is None, num_tokens or FIRST_ROOM
         # One step more than the room, so that no query ever looks at all slots: that would be another compiled graph.
         shape = (batch_size, self.room + SLOT_STEP, config.kv_lora_rank + config.qk_rope_head_dim)
@@ -46,8 +48,16 @@ class LatentCache:
         part.lengths, part.known_lengths = self.lengths[first:end], self.known_lengths[first:end]
         return part
 
-    def reserve(self, num_new: int) -> None:
-        """Make sure that every row can take `num_new` tokens. Raises UsageError if the room is fixed and used up."""
+    def reserve(self, num_new: int, num_rows: int) -> None:
+        """Make sure that each of its `num_rows` rows can take `num_new` tokens.
+
+        Raises UsageError if it has another number of rows, or if the room is fixed and used up.
+        """
+        if num_rows != len(self.lengths):
+            raise UsageError(
+                f"the cache has {len(self.lengths)} rows and the input {num_rows}; expected as many. Take some of its "
+                f"rows, cache.rows(first, end), or make another cache, new_cache({num_rows})."
+            )
         wanted = self.length + num_new
         if wanted <= self.room:
             return

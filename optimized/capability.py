@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 ATTENTIONS = ("auto", "flex", "products")
+DEVICES = ("cpu", "cuda")
 OLDEST_TORCH = (2, 11)
 
 # The most assignments per expert with which, on a CPU, each reads its expert by itself. Dense weights are bound by
@@ -32,6 +33,19 @@ def check_version() -> None:
             f"the optimized model needs PyTorch {oldest} or newer, and this is {torch.__version__}. Install a newer "
             "one, or use python -m reference.generate."
         )
+
+
+def check_device(device: "torch.device | str") -> None:
+    """Raise UsageError where the optimized model has no form for this device, or PyTorch has no such device here."""
+    import torch
+
+    kind = str(device).partition(":")[0]
+    if kind not in DEVICES:
+        raise UsageError(
+            f"the optimized model runs on {' or '.join(DEVICES)}, not on {device}. Use the reference for other devices."
+        )
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {device}: PyTorch finds no CUDA GPU here. Use cpu, or check nvidia-smi.")
 
 
 def has_compiler(device: "torch.device") -> bool:

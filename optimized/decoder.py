@@ -74,7 +74,7 @@ class LanguageModel(plain.LanguageModel):
         if form == "auto":
             form = "absorbed" if cache is not None and num_tokens == 1 else "expanded"
         if cache is not None:
-            cache.reserve(num_tokens)
+            cache.reserve(num_tokens, batch_size)
         start = hidden.new_zeros(batch_size, dtype=torch.int64) if cache is None else cache.lengths  # (B,)
         padding = torch.zeros_like(start) if num_padding is None else num_padding  # (B,)
         layers, num_slots = self._keys(cache, num_tokens, form)

@@ -22,6 +22,14 @@ class Generated:
         self.function, self.settings, self.failed = function, settings, False
         self.compiled = torch.compile(function, fullgraph=True, **settings)
 
+    def __getstate__(self) -> tuple[Callable, dict[str, object]]:
+        return self.function, self.settings
+
+    def __setstate__(self, state: tuple[Callable, dict[str, object]]) -> None:
+        """A copy compiles for itself: of a copied model, or it would compute with the weights of the original."""
+        function, settings = state
+        self.__init__(function, **settings)
+
     def __call__(self, *arguments: object) -> object:
         if not self.failed:
             try:

@@ -35,9 +35,11 @@ class Batch:
         """Take one more sequence and read its prompt; logits (V) of the token after it.
 
         What it shares with the beginning of a sequence that is here already is copied, not computed. Raises UsageError
-        if all rows are in use, or if the prompt is longer than a row.
+        if all rows are in use, if the key is, or if the prompt is longer than a row.
         """
         row = len(self.keys)
+        if key in self.keys:
+            raise UsageError(f"key {key} names a sequence of the batch already. Choose another, or let that one leave.")
         if row == self.max_rows:
             raise UsageError(f"all {self.max_rows} rows of the batch are in use. Make it larger, or let one leave.")
         shared, source = max(((self._shared(prompt, other), i) for i, other in enumerate(self.prompts)), default=(0, 0))
@@ -52,7 +54,9 @@ class Batch:
         return logits[0, -1]
 
     def step(self, tokens: Sequence[int]) -> Tensor:
-        """Run the newest token of every row; logits (R, V) of the next."""
+        """Run the newest token of every row; logits (R, V) of the next. Raises UsageError if a token is missing."""
+        if len(tokens) != len(self.keys):
+            raise UsageError(f"{len(tokens)} tokens for {len(self.keys)} sequences; expected one for each of `keys`.")
         input_ids = torch.tensor(tokens, device=self.cache.lengths.device).unsqueeze(-1)  # (R, 1)
         return self.model(input_ids, cache=self.cache.rows(0, len(tokens)), last_only=True)[:, -1]
 
@@ -86,6 +90,8 @@ def generate(
 ) -> list[Generated]:  # fmt: skip
     """As reference.generation.generate; at most max_rows prompts run at a time, the others wait for a free row."""
     check_max_new_tokens(max_new_tokens)
+    if max_rows < 1:
+        raise UsageError(f"max_rows is {max_rows}; expected at least one row to run a prompt in.")
     context = model.config.text.max_position_embeddings
     limits = [min(max_new_tokens, room(len(prompt.input_ids), context)) for prompt in prompts]
     sampler = Sampler(temperature, top_p, [seed] * len(prompts) if isinstance(seed, int) else seed)

@@ -70,7 +70,8 @@ def unpack_scales(scales: Tensor) -> Tensor:
 
 def multiply(hidden: Tensor, tiles: Tensor, scales: Tensor, rounded: bool) -> Tensor:
     """hidden (n, I) times the weights of one expert's tiles (O, I/2), to (n, O)."""
-    if len(hidden) <= FEW_TOKENS and not rounded:
+    scales = scales.to(hidden.dtype)  # nothing to do unless the model was cast after it was loaded
+    if len(hidden) <= FEW_TOKENS and not rounded and hidden.dtype != torch.float64:
         return torch.ops.aten._weight_int4pack_mm_for_cpu(hidden, tiles, INT4_GROUP_SIZE, scales)  # (n, O)
     return hidden @ dense(tiles, scales, rounded)  # (n, O)
 

@@ -60,8 +60,12 @@ class TextOnlyModel(plain.TextOnlyModel, LanguageModel):
 def load_model(
     directory: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> KimiModel | TextOnlyModel:
-    """Load a checkpoint folder. Raises ConfigError or CheckpointError as the reference does, UsageError for float64."""
+    """Load a checkpoint folder.
+
+    Raises ConfigError or CheckpointError as the reference does, UsageError for a dtype or device without a form.
+    """
     capability.check_version()
+    capability.check_device(device)
     if dtype not in (torch.float32, torch.bfloat16):
         raise UsageError(f"the optimized model runs in float32 or bfloat16, not {dtype}. Use the reference for others.")
     checkpoint = Checkpoint(directory)

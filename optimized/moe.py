@@ -73,20 +73,25 @@ class Experts(nn.Module, ABC):
         self, state_dict: dict, prefix: str, local_metadata: dict, strict: bool, missing_keys: list,
         unexpected_keys: list, error_msgs: list,
     ) -> None:  # fmt: skip
-        """PyTorch's hook for `load_state_dict`: complain about what is missing or misshapen, take the rest."""
-        tensors = {}
-        for name, expected in self.published():
+        """PyTorch's hook for `load_state_dict`: complain about what is missing or misshapen, take the rest.
+
+        As everywhere in PyTorch, tensors take on this module's dtype and device unless they are assigned.
+        """
+        assign = local_metadata.get("assign_to_params_buffers", False)
+        tensors = dict(self.published())
+        for name, own in tensors.items():
             given = state_dict.get(prefix + name)
             if given is None:
                 missing_keys.append(prefix + name)
-            elif given.shape != expected.shape:
-                error_msgs.append(f"{prefix}{name}: shape {list(given.shape)}, expected {list(expected.shape)}")
+            elif given.shape != own.shape:
+                error_msgs.append(f"{prefix}{name}: shape {list(given.shape)}, expected {list(own.shape)}")
             else:
-                tensors[name] = given
-        known = {prefix + name for name, _ in self.published()}
+                tensors[name] = given if assign else given.to(own)
         if strict:
+            known = {prefix + name for name in tensors}
             unexpected_keys += [name for name in state_dict if name.startswith(prefix) and name not in known]
-        if len(tensors) == len(known):
+        has_gaps = len({tensor.is_meta for tensor in tensors.values()}) > 1  # on the meta device nothing is kept
+        if not error_msgs and not has_gaps:
             self.take(tensors)
 
 

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from reference.command import BAD_INPUT, CHECK_FAILED, DONE, INTERRUPTED, OneLineParser, run, write_whole
+from reference.command import (
+    BAD_INPUT,
+    CHECK_FAILED,
+    DONE,
+    INTERRUPTED,
+    OneLineParser,
+    check_writable,
+    run,
+    write_whole,
+)
 from reference.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +89,8 @@ def test_file_appears_whole_or_not_at_all(tmp_path):
 
 def test_only_a_file_is_replaced(tmp_path):
     for path in (tmp_path, Path("."), Path("/dev/null"), tmp_path / "missing" / "out"):
+        with pytest.raises(UsageError, match="Name a"):
+            check_writable(path)
         with pytest.raises(UsageError, match="Name a"), write_whole(path):
             pytest.fail("it got as far as the work")
     assert Path("/dev/null").is_char_device() and not list(tmp_path.iterdir())

@@ -88,6 +88,13 @@ def test_what_comes_too_late_is_named(bench: Bench) -> None:
     assert "not begun" in found["ceilings"]["error"] and "--sections ceilings" in found["ceilings"]["error"]
 
 
+def test_where_the_report_cannot_be_written_nothing_is_measured(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_sections, "Bench", lambda *_: pytest.fail("it measures already"))
+    assert run(lambda: gpu_check.main(["--out", str(tmp_path / "missing")])) == BAD_INPUT
+    assert "gpu-check.json: cannot write there" in capsys.readouterr().err
+
+
 def test_the_report_is_written_whole(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu_sections, "Bench", lambda _, sizes, log: Bench(torch.device("cpu"), SMALL, log))

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from optimized import cuda_experts, int4, int4_tiles, moe, ops
 from optimized.generation import Batch
 from optimized.generation import generate as generate_fast
 from optimized.model import KimiModel, load_model, set_attention
-from parity_tests.agreement import BATCH, FLOAT32, assert_agrees, assert_caught, relative_l2
+from parity_tests.agreement import BATCH, BFLOAT16, FLOAT32, FLOAT64, assert_agrees, assert_caught, relative_l2
 from parity_tests.checkpoints import prompt_with_media, random_pixels, small_config, write_checkpoint
 from reference.config import KimiConfig
 from reference.errors import CheckpointError, UsageError
@@ -173,6 +174,54 @@ def test_state_dict_loads_into_the_twin(directory: Path) -> None:
         fast.load_state_dict(state | {missing: state[missing][:1]})
 
 
+def test_a_missing_expert_keeps_its_weights_and_the_others_load(directory: Path) -> None:
+    fast = load_model(directory)
+    state = {name: tensor.flip(0) for name, tensor in fast.state_dict().items() if "weight_shape" not in name}
+    kept = {name: tensor.clone() for name, tensor in fast.state_dict().items() if ".experts.1." in name}
+    others = {name: tensor for name, tensor in state.items() if name not in kept}
+    assert set(kept) <= set(fast.load_state_dict(others, strict=False).missing_keys)
+    assert all(torch.equal(tensor, (others | kept)[name]) for name, tensor in fast.state_dict().items()
+               if "weight_shape" not in name)  # fmt: skip
+
+
+def test_a_loaded_state_takes_on_the_dtype_of_the_model(directory: Path) -> None:
+    fast = load_model(directory, torch.bfloat16)
+    expected = fast(tokens(1, 9))
+    fast.load_state_dict(load_reference(directory).state_dict())
+    assert torch.equal(fast(tokens(1, 9)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_that_is_cast_computes_as_the_reference_does(directory: Path, dtype: torch.dtype) -> None:
+    plain, fast = load_reference(directory).to(dtype), load_model(directory).to(dtype)
+    for model in (plain, fast):
+        set_int4_product(model, "exact")
+    expected = stages_of(plain, {}, one_token)
+    experts = {name: tensor for name, tensor in expected.items() if "router.experts" in name}
+    for _ in range(2):
+        found = stages_of(fast, experts, one_token)["layers.1.moe.routed"]
+        limit = BFLOAT16 if dtype == torch.bfloat16 else FLOAT64
+        assert_agrees("optimized, cast", found, expected["layers.1.moe.routed"], limit)
+        fast.load_state_dict(fast.state_dict())
+
+
+def test_words_of_another_shape_than_they_say_are_refused(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path, small_config(int4=True))
+    tensors = load_file(directory / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("down_proj.weight_shape"))
+    save_file(tensors | {name: tensors[name].flip(0)}, directory / "model.safetensors")
+    for load in (load_reference, load_model):
+        with pytest.raises(CheckpointError, match=rf"{name} says \[32, 96\], weight_packed holds \[96, 32\]"):
+            load(directory)
+
+
+def test_other_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device, words in (("cuda", "finds no CUDA GPU"), ("cuda:1", "finds no CUDA GPU"), ("mps", "cpu or cuda")):
+        with pytest.raises(UsageError, match=words):
+            load_model(SHIPPED_MODEL, device=device)
+
+
 def test_damaged_checkpoint_is_refused_like_by_the_reference(tmp_path: Path) -> None:
     directory = write_checkpoint(tmp_path, small_config(int4=True))
     file = directory / "model.safetensors"
@@ -295,6 +344,9 @@ def test_custom_operators_keep_their_contracts() -> None:
     torch.library.opcheck(ops.dense_experts, (hidden, weights, expert_ids, *dense, False))
     query, keys = torch.randn(2, 1, 3, 20), torch.randn(2, 9, 20)
     torch.library.opcheck(ops.latent_attention, (query, keys, torch.tensor([4, 7]), torch.tensor([0, 2]), 16, 0.3))
+    query, key, value = torch.randn(2, 3, 4, 20), torch.randn(2, 3, 9, 20), torch.randn(2, 3, 9, 16)
+    lengths = torch.tensor([4, 5]), torch.tensor([0, 2])
+    torch.library.opcheck(ops.expanded_attention, (query, key, value, *lengths, 0.3, False))
 
 
 # --- batches ---
@@ -358,6 +410,22 @@ def test_sequences_join_and_leave_at_any_step(directory: Path) -> None:
             leave(key)
 
 
+def test_a_batch_refuses_what_would_mix_up_its_rows() -> None:
+    model = KimiModel(KimiConfig.from_dict(small_config()))
+    batch = Batch(model, max_rows=2, max_tokens=20)
+    with torch.inference_mode():
+        for key in (4, 7):
+            batch.join(key, text_prompt(5))
+        with pytest.raises(UsageError, match="1 tokens for 2 sequences"):
+            batch.step([1])
+        batch.leave(4)
+        with pytest.raises(UsageError, match="key 7 names a sequence of the batch already"):
+            batch.join(7, text_prompt(3))
+    settings = {"max_new_tokens": 1, "temperature": 0, "top_p": 1, "seed": 0, "stop_ids": []}
+    with pytest.raises(UsageError, match="max_rows is 0"):
+        generate_fast(model, [text_prompt(3)], **settings, max_rows=0)
+
+
 def test_a_common_prefix_is_computed_once(directory: Path) -> None:
     model = load_model(directory)
     beginning = tokens(1, 20)[0].tolist()
@@ -407,6 +475,15 @@ def test_cache_of_fixed_size_says_when_it_is_full() -> None:
         with pytest.raises(UsageError, match="room for 8 tokens, 6 are in it and 3 are to come"):
             model(tokens(1, 3), cache=cache)
         assert cache.length == 6
+
+
+def test_cache_of_another_number_of_rows_is_refused() -> None:
+    model = KimiModel(KimiConfig.from_dict(small_config()))
+    for num_rows, num_tokens in ((1, 5), (3, 5), (1, 1), (3, 1)):
+        with torch.no_grad(), pytest.raises(UsageError, match=f"has {num_rows} rows and the input 2"):
+            model(tokens(2, num_tokens), cache=model.new_cache(num_rows))
+    with pytest.raises(UsageError, match="a cache of 0 tokens"):
+        model.new_cache(1, num_tokens=0)
 
 
 def test_growing_cache_keeps_what_is_in_it(directory: Path) -> None:

@@ -6,13 +6,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+import optimized.model as optimized_model
+from optimized import capability
+from optimized import generate as optimized_generate
 from optimized.generation import generate as generate_fast
 from parity_tests.checkpoints import small_config, write_checkpoint
 from reference import generate as plain_generate
 from reference.command import BAD_INPUT, CHECK_FAILED, DONE, run
 from reference.generation import Generated
-from tools import dump_activations, evaluate, greedy_agreement, parity
+from tools import bench, bench_forms, dump_activations, evaluate, greedy_agreement, parity
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "examples" / "shapes.png"
@@ -38,6 +43,34 @@ def test_generate_samples_what_the_reference_samples(capsys: pytest.CaptureFixtu
     assert json.loads(out)["message"] == json.loads(capsys.readouterr().out)["message"]
 
 
+def test_quiet_keeps_warnings_to_itself(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capability, "has_compiler", lambda device: False)
+    for attention in ("auto", "flex"):  # without a compiler; uncompiled FlexAttention, which PyTorch warns of
+        arguments = ["Who?", "--compile", "--attention", attention, "--max-new-tokens", "1", "--quiet"]
+        assert run(lambda arguments=arguments: optimized_generate.main(arguments)) == DONE
+        assert capsys.readouterr().err == ""
+
+
+def test_an_old_torch_is_named_before_anything_of_it_is_missed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.1.0")
+    for name in ("optimized.model", "torch.nn.attention.flex_attention"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it fails
+    assert run(lambda: optimized_generate.main(["Who?"])) == BAD_INPUT
+    assert "needs PyTorch 2.11 or newer, and this is 2.1.0" in capsys.readouterr().err
+
+
+def test_a_compiler_cache_that_cannot_be_made_is_said_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    code, out, err = printed("optimized", "Who?")
+    assert (code, out, err.count("\n")) == (BAD_INPUT, "", 1)
+    assert str(tmp_path / "file") in err and "Name a folder that can be written: TORCHINDUCTOR_CACHE_DIR" in err
+
+
 def test_help_knows_the_options_of_both() -> None:
     options = printed("optimized", "--help")[1]
     assert "python -m optimized.generate" in options and "--no-compile" in options and "--image" in options
@@ -57,6 +90,37 @@ def test_parity_prints_a_table_and_fails_beyond_the_tolerance(
     monkeypatch.setattr(parity, "FLOAT32_TOLERANCE", 1e-9)
     assert run(lambda: parity.main(["--model", str(directory)])) == CHECK_FAILED
     assert "TOO FAR" in capsys.readouterr().out
+
+
+def test_parity_fails_where_a_number_is_not_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = write_checkpoint(tmp_path, small_config({"num_hidden_layers": 1}), seed=2)
+    loaded = optimized_model.load_model
+
+    def damaged(*args: object) -> torch.nn.Module:
+        model = loaded(*args)
+        model.language_model.lm_head.weight.data[7] = torch.nan
+        return model
+
+    monkeypatch.setattr(optimized_model, "load_model", damaged)
+    assert run(lambda: parity.main(["--model", str(directory), "--json"])) == CHECK_FAILED
+    [worst, *_] = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["stages"]
+    assert (worst["stage"], worst["error"]) == ("logits", None)
+
+
+def test_parity_compares_a_stage_of_zeros(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = write_checkpoint(tmp_path, small_config({"num_hidden_layers": 1}), seed=2)
+    file = directory / "model.safetensors"
+    zeros = {name: tensor * (not name.endswith("kv_b_proj.weight")) for name, tensor in load_file(file).items()}
+    save_file(zeros, file)
+    assert run(lambda: parity.main(["--model", str(directory), "--json"])) == DONE
+    errors = {row["stage"]: row["error"] for row in json.loads(capsys.readouterr().out)["stages"]}
+    assert errors["layers.0.attn.heads"] == 0 < errors["logits"]
+
+
+def test_parity_allows_no_error_where_the_reference_has_none() -> None:
+    assert parity.Row("logits", 0.0, 0.0).share == 0 and parity.Row("logits", 1e-30, 0.0).share > 1
 
 
 def test_parity_compares_greedy_answers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +164,26 @@ def test_evaluation_finds_the_same_with_both(capsys: pytest.CaptureFixture[str])
         assert run(lambda arguments=arguments: evaluate.main(arguments)) == DONE
         found.append(json.loads(capsys.readouterr().out)["skills"])
     assert found[0] == found[1]
+
+
+def test_benchmarks_refuse_before_they_measure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after minutes, nor after the wait for a quiet machine."""
+    for module in (bench, bench_forms):
+        monkeypatch.setattr(module, "wait_until_quiet", lambda: pytest.fail("it waits already"))
+    nowhere = str(tmp_path / "missing" / "report.json")
+    for main, arguments, words in (
+        (bench.main, ["--preset", "tinny"], "--preset tinny: unknown"),
+        (bench.main, ["--model", "nowhere"], "nowhere/config.json: cannot be read"),
+        (bench.main, ["--contexts", "0"], "expected at least 1 token"),
+        (bench.main, ["--compile"], "the reference has no compiled form"),
+        (bench.main, ["--json", nowhere], "cannot write there"),
+        (bench_forms.main, ["--json", nowhere], "cannot write there"),
+    ):
+        assert run(lambda main=main, arguments=arguments: main(arguments)) == BAD_INPUT
+        message = capsys.readouterr().err
+        assert words in message and message.count("\n") == 1
 
 
 def test_contradictions_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,7 @@
 """The compiled forward of the optimized model: the same numbers, and no new graph once it is warm."""
 
+import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,19 @@ def test_compiled_steps_agree_and_need_no_new_graph(kind: str, tmp_path: Path) -
             found = fast(tokens(1) + i % 7, cache=caches[1])
             assert_agrees("optimized, compiled decoding", found, expected, FLOAT32)
     assert stats["unique_graphs"] == warm
+
+
+def test_a_copy_of_a_compiled_model_computes_with_its_own_weights(tmp_path: Path) -> None:
+    if not capability.has_compiler(torch.device("cpu")):
+        return
+    model = load_model(write_checkpoint(tmp_path, KINDS["dense"], seed=1))
+    compile_steps(model)
+    with torch.inference_mode():
+        expected = model(tokens(9))
+        for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert_agrees("optimized, a copy", copied(tokens(9)), expected, FLOAT32)
+            copied.language_model.lm_head.weight.zero_()
+            assert not copied(tokens(9)).any() and torch.equal(model(tokens(9)), expected)
 
 
 def test_what_was_compiled_is_kept_for_the_next_run(tmp_path: Path) -> None:

@@ -248,8 +248,8 @@ def fill(
             f"python -m tools.inspect_checkpoint {checkpoint.directory}"
         )
     state = {name: _converted(prefix + name, checkpoint, dtype, device) for name in module.state_dict()}
+    _check_packed_shapes(state, checkpoint, prefix)
     module.load_state_dict(state, assign=True)
-    _check_packed_shapes(module, checkpoint, prefix)
 
 
 def _converted(name: str, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device | str) -> Tensor:
@@ -263,13 +263,13 @@ def _converted(name: str, checkpoint: Checkpoint, dtype: torch.dtype, device: to
     return tensor.to(device=device, dtype=dtype)
 
 
-def _check_packed_shapes(module: nn.Module, checkpoint: Checkpoint, prefix: str) -> None:
-    for name, linear in module.named_modules():
-        if isinstance(linear, Int4Linear):
-            rows, words = linear.weight_packed.shape
-            if linear.weight_shape.tolist() != [rows, words * 8]:
+def _check_packed_shapes(state: dict[str, Tensor], checkpoint: Checkpoint, prefix: str) -> None:
+    for name, shape in state.items():
+        if name.endswith(".weight_shape"):
+            rows, words = state[name.removesuffix("shape") + "packed"].shape
+            if shape.tolist() != [rows, words * 8]:
                 raise CheckpointError(
-                    f"{checkpoint.directory}: {prefix}{name}.weight_shape says {linear.weight_shape.tolist()}, "
+                    f"{checkpoint.directory}: {prefix}{name} says {shape.tolist()}, "
                     f"weight_packed holds {[rows, words * 8]}. Fetch the file again."
                 )
 

@@ -76,6 +76,22 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     Raises UsageError if the folder does not exist or cannot be written to, or if `path` is something else than a file:
     a rename would fail at the very end, or put a file in the place of /dev/null.
     """
+    temporary, target = _beside(path)
+    try:
+        yield temporary
+        temporary.chmod(0o644)  # mkstemp makes it private
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise what `write_whole` would, before the work whose result is to be written there."""
+    _beside(path)[0].unlink()
+
+
+def _beside(path: str | Path) -> tuple[Path, Path]:
+    """A temporary file in the folder of `path`, and what `path` points to."""
     target = Path(path).resolve()  # a link stays a link
     if target.exists() and not target.is_file():
         raise UsageError(f"{path}: is no file that can be replaced. Name a file to write.")
@@ -86,13 +102,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         raise UsageError(
             f"{path}: cannot write there ({error.strerror}). Name a folder that exists and is writable."
         ) from None
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)  # mkstemp makes it private
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return Path(name), target
 
 
 def read_json(path: str | Path, what: str) -> Any:

@@ -15,14 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reference.command import OneLineParser, run, write_whole
-from reference.config import KimiConfig
+from reference.command import OneLineParser, check_writable, run, write_whole
+from reference.config import KimiConfig, read_config_file
 from reference.errors import UsageError
 from reference.generate import SHIPPED_MODEL
 from reference.presets import PRESETS
 from reference.terminal import note, peak_rss_mb, progress
 
-from .bench_models import Weights, available_bytes, published_weights, random_weights
+from .bench_models import Weights, available_bytes, named_config, published_weights, random_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,6 +107,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise UsageError(f"--contexts {args.contexts}: expected whole numbers with commas, like 256,2048.") from None
     if min(args.contexts) < 1:
         raise UsageError(f"--contexts {min(args.contexts)}: expected at least 1 token.")
+    if args.compile and args.backend == "reference" and not args.peer:
+        raise UsageError("--compile: the reference has no compiled form. Add --backend optimized, or all.")
+    # Said before the machine is waited for, and before minutes of measuring.
+    if args.preset:
+        named_config(args.preset)
+    else:
+        read_config_file(args.model / "config.json")
+    if args.json:
+        check_writable(args.json)
     return args
 
 

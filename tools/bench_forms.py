@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reference.command import OneLineParser, run, write_whole
+from reference.command import OneLineParser, check_writable, run, write_whole
 from reference.terminal import progress
 
 from .bench import machine, memory_bandwidth, seconds, summary, wait_until_quiet
@@ -50,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", choices=KINDS, action="append", help="this kind of work alone; repeatable")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the report there, too")
     args = parser.parse_args(argv)
+    if args.json:
+        check_writable(args.json)  # minutes of measuring come first
     report = machine(wait_until_quiet())
     with progress("measuring", quiet=False):
         report["bandwidth_gb_s"] = memory_bandwidth()

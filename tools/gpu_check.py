@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reference.command import CHECK_FAILED, DONE, OneLineParser, run, write_whole
+from reference.command import CHECK_FAILED, DONE, OneLineParser, check_writable, run, write_whole
 from reference.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   python -m tools.gpu_check --out /tmp --sections experts,layer
 """
 DEFAULT_OUT = Path("docs/benchmarks")
+REPORT, LOG = "gpu-check.json", "gpu-check.log"
 BUDGET_S = 420  # no section begins after so long, so that the whole stays under eight minutes
 
 
@@ -32,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
 
     if not torch.cuda.is_available():
         raise UsageError("torch finds no CUDA GPU here, and every check needs one. Run this on a machine with a GPU.")
+    for name in REPORT, LOG:
+        check_writable(args.out / name)  # minutes of measuring come first
     from .gpu_sections import SECTIONS, Bench, Sizes
 
     log = Log()
@@ -42,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     report["sections"] = run_sections({name: SECTIONS[name] for name in names}, bench, log, BUDGET_S)
     failed = [name for name, section in report["sections"].items() if "error" in section]
     log(f"{len(names) - len(failed)} of {len(names)} sections done" + (f", failed: {', '.join(failed)}" * bool(failed)))
-    for name, text in (("gpu-check.json", json.dumps(report, indent=1) + "\n"), ("gpu-check.log", log.text())):
+    for name, text in ((REPORT, json.dumps(report, indent=1) + "\n"), (LOG, log.text())):
         with write_whole(args.out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return CHECK_FAILED if failed else DONE

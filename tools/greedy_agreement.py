@@ -231,14 +231,14 @@ def differing(
 
 def compare_alone(model: nn.Module, prompts: Sequence[Prompt], replies: Sequence[Generated]) -> Alone:
     """Give both the tokens of the batched replies, so that one difference does not become many."""
-    num_identical, worst_answer, worst_token = 0, 0.0, 0.0
+    num_identical, of_answers, of_tokens = 0, [], []
     for i, together in enumerate(replay(model, prompts, replies, MAX_ROWS)):
         [alone] = replay(model, prompts[i : i + 1], replies[i : i + 1], max_rows=1)
         num_identical += torch.equal(alone.argmax(-1), together.argmax(-1))
         distance, size = (alone.double() - together.double()).norm(dim=-1), alone.double().norm(dim=-1)  # (n) (n)
-        worst_answer = max(worst_answer, float(distance.norm() / size.norm()))
-        worst_token = max(worst_token, float((distance / size).max()))
-    return Alone(num_identical, worst_answer, worst_token)
+        of_answers.append(distance.norm() / size.norm())
+        of_tokens.append((distance / size).max())
+    return Alone(num_identical, *(float(torch.stack(found).max()) for found in (of_answers, of_tokens)))  # or NaN
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,8 +42,10 @@ class Row:
 
     @property
     def share(self) -> float:
-        """Of what is allowed; above 1 is a failure."""
-        return self.error / self.allowed if self.allowed else float(self.error > 0)
+        """Of what is allowed; above 1 is a failure. Infinite where nothing is allowed, or where a number is NaN."""
+        if self.error == 0:
+            return 0.0
+        return self.error / self.allowed if self.allowed > 0 and math.isfinite(self.error) else math.inf
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -123,6 +126,7 @@ def compare(args: argparse.Namespace) -> tuple[list[Row], tuple[int, int]]:
                     own.add(name, tensor, expected[name])
     rows = []
     for stage, size in sizes.total().items():
+        size = size or 1.0  # of a stage that is all zeros, the distance itself
         allowed = FLOAT32_TOLERANCE if plain is None else BFLOAT16_RATIO * own.total()[stage] / size
         rows.append(Row(stage, errors.total()[stage] / size, allowed))
     return rows, (flipped, routed)
@@ -204,9 +208,14 @@ def as_document(
     document = {
         "model": str(args.model), "dtype": args.dtype, "device": args.device, "attention": args.attention,
         "torch": torch.__version__, "expert_flips": flips[0], "tokens_routed": flips[1],
-        "stages": [{"stage": row.stage, "error": row.error, "allowed": row.allowed} for row in rows],
+        "stages": [{"stage": row.stage, "error": finite(row.error), "allowed": finite(row.allowed)} for row in rows],
     }  # fmt: skip
     return document | ({"greedy": greedy.as_document()} if greedy else {})
+
+
+def finite(value: float) -> float | None:
+    """JSON has no name for what is no number."""
+    return value if math.isfinite(value) else None
 
 
 def print_table(rows: list[Row], flips: tuple[int, int], args: argparse.Namespace) -> None:
