@@ -15,25 +15,27 @@ from .tool_questions import open_conversation
 from .tool_requests import STYLES, draw_tools, report
 from .tool_schema import Declaration, declare, name_of
 from .tool_words import (
-    GET_VERBS, NOT_FOUND, Item, draw_code, draw_items, draw_name, draw_until, keep, names, says_only, vary_words,
+    GET_VERBS, NOT_FOUND, Item, draw_code, draw_items, draw_name, draw_until, names, says_only, vary_words,
 )  # fmt: skip
 
 CREATE, ASSIGN = "create_subagent", "assign_task"
 
 
-def _declare(name: str, description: str, **parameters: str) -> Declaration:
+def _declare(name: str, description: str, parameters: dict[str, str]) -> Declaration:
     properties = {key: {"type": "string", "description": text} for key, text in parameters.items()}
     return declare(name, description, properties, parameters)
 
 
 SWARM_TOOLS = [
-    _declare(CREATE, "Define a kind of agent that tasks can be assigned to. It does not run anything yet.",
-             name="What to call it; each name can be used once.",
-             system_prompt="What it is, what it can do and what it must not do. This and its task is all it sees."),
+    _declare(CREATE, "Define a kind of agent that tasks can be assigned to. It does not run anything yet.", {
+        "name": "What to call it; each name can be used once.",
+        "system_prompt": "What it is, what it can do and what it must not do. This and its task is all it sees.",
+    }),
     _declare(ASSIGN, "Start a fresh run of an agent and get its final message. Tasks assigned in one turn run at the "
-                     "same time.",
-             agent="The name of an agent that was created.",
-             prompt="The whole task, in words that need no other context."),
+                     "same time.", {
+        "agent": "The name of an agent that was created.",
+        "prompt": "The whole task, in words that need no other context.",
+    }),
 ]  # fmt: skip
 NUM_PARTS = tuple(range(2, 13))
 LARGEST_VALUE = 20  # two digits: a running total then grows in steps that a small model can write down
