@@ -111,7 +111,7 @@ def draw_crop(rng: random.Random, split: str, canvas: str = "full", num_shapes: 
     while True:
         scene = draw_scene(rng, canvas, num_shapes)
         place = rng.choice(PLACES if rng.random() < 0.25 else [shape.place for shape in scene.shapes])
-        box = crop_box(scene, place)
+        box = crop_box(scene.width, scene.height, place)
         inside = [shape for shape in scene.shapes if shape.place == place]
         cut = [shape for shape in scene.shapes if boxes_touch(shape.box, box, 0) and not contains(box, shape.box)]
         strangers = [shape for shape in scene.shapes if boxes_touch(shape.box, box, 0) and shape not in inside]
@@ -136,7 +136,7 @@ def draw_crop(rng: random.Random, split: str, canvas: str = "full", num_shapes: 
         where = arguments[parameter]
         if where not in PLACES:
             return f"error: unknown {parameter}"
-        return [{"type": "image", "image": image.crop(crop_box(scene, where))}]
+        return [{"type": "image", "image": image.crop(crop_box(*image.size, where))}]
 
     def judge(text: str, environment: Environment) -> bool:
         right = pictures.judge_at(text, (inside[0].colour, inside[0].kind)) if inside else says_nothing(text)
@@ -149,7 +149,7 @@ def draw_crop(rng: random.Random, split: str, canvas: str = "full", num_shapes: 
     )  # fmt: skip
 
 
-def crop_box(scene: Scene, place: str) -> tuple[int, int, int, int]:
+def crop_box(width: int, height: int, place: str) -> tuple[int, int, int, int]:
     """The third of the picture that a place names, and a little around it: left, top, right, bottom."""
     row, column = divmod(PLACES.index(place), 3)
 
@@ -157,7 +157,7 @@ def crop_box(scene: Scene, place: str) -> tuple[int, int, int, int]:
         low, high = length * (third / 3 - CROP_MARGIN), length * ((third + 1) / 3 + CROP_MARGIN)
         return max(0, round(low)), min(length, round(high))
 
-    (left, right), (top, bottom) = side(scene.width, column), side(scene.height, row)
+    (left, right), (top, bottom) = side(width, column), side(height, row)
     return left, top, right, bottom
 
 

@@ -153,7 +153,8 @@ def describe_some(rng: random.Random, properties: dict[str, Any]) -> dict[str, A
     """Now and then parameters have descriptions of their own."""
     if rng.random() < 0.15:
         for schema in properties.values():
-            schema["description"] = PARAMETER_NOTES[schema["type"]]
+            if "enum" not in schema:
+                schema["description"] = PARAMETER_NOTES[schema["type"]]
     return properties
 
 
