@@ -1,5 +1,6 @@
 """The worlds of tools and swarms: valid calls, true workings, fair judges, and no leak from training to held-out."""
 
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -80,7 +81,7 @@ def test_the_demonstration_satisfies_its_own_judge(skill):
 @pytest.mark.parametrize("skill", SKILLS)
 def test_a_wrong_answer_does_not_pass(skill):
     others = list(episodes(skill, 31))
-    for episode, other in zip(others, others[1:], strict=False):
+    for episode, other in itertools.pairwise(others):
         environment = episode.new_environment()
         play(episode, environment)
         answers = ["", "I do not know.", "It is 123456789."]
@@ -121,7 +122,7 @@ def test_every_sum_and_comparison_in_a_think_block_is_true(skill):
                 assert calculate(expression) == Decimal(result), turn.reasoning_content
                 num_checked += 1
             for a, relation, b in re.findall(RELATION, turn.reasoning_content):
-                assert (int(a) > int(b)) == (relation == ">") and a != b, turn.reasoning_content
+                assert (Decimal(a) > Decimal(b)) == (relation == ">") and a != b, turn.reasoning_content
                 num_checked += 1
     assert num_checked > 60 or skill not in ("swarm.orchestrate", "swarm.single")
 
@@ -130,7 +131,7 @@ def test_every_sum_and_comparison_in_a_think_block_is_true(skill):
 def test_training_and_held_out_share_no_key_no_tool_name_and_no_item(skill):
     keys, names, items = {}, {}, {}
     for split in SPLITS:
-        drawn = list(episodes(skill, 120, split))
+        drawn = list(episodes(skill, 60, split))
         keys[split] = {episode.key for episode in drawn}
         names[split] = {name_of(tool) for episode in drawn for tool in episode.tools} - FIXED_NAMES
         items[split] = {episode.demonstration[0].tool_calls[0][1].get("item") for episode in drawn
@@ -280,7 +281,7 @@ def test_an_error_is_told_and_nothing_is_invented():
         results = [message["content"] for message in messages if message["role"] == "tool"]
         assert sum("not found" in result or "error" in result for result in results) == 1
         answer = messages[-1]["content"]
-        assert not episode.judge(f"{answer} It is 5.", environment)
+        assert not episode.judge(f"{answer} It is 31415.", environment)
         assert not episode.judge(answer.replace("could not find", "found"), environment)
 
 
@@ -303,7 +304,7 @@ def test_the_crop_is_the_part_of_the_picture_that_was_asked_for():
         [call] = demonstrated_calls(episode)
         [place] = call[1].values()
         [result] = [message["content"] for message in messages if message["role"] == "tool"]
-        part = np.asarray(result[0]["image"], dtype=int)                               # (height, width, 3)
+        part = np.asarray(result[0]["image"], dtype=int)  # (height, width, 3)
         row, column = divmod(pictures.PLACES.index(place), 3)
         x, y = int(image.width * (column + 0.5) / 3), int(image.height * (row + 0.5) / 3)
         left, top, _, _ = tool_pictures.crop_box(image.width, image.height, place)
@@ -320,12 +321,12 @@ def test_an_argument_read_off_a_picture_is_what_the_picture_shows():
         listing = episode.key.removeprefix("picture:")
         [value] = arguments.values()
         if isinstance(value, int):
-            assert value == max(len(re.findall(kind, listing)) for kind in (value_kind(episode),))
+            assert value == len(re.findall(counted_kinds(episode), listing))
         else:
             assert value in listing
 
 
-def value_kind(episode: Episode) -> str:
+def counted_kinds(episode: Episode) -> str:
     """The pattern of what a counting question counts."""
     question = next(part["text"] for part in episode.messages[-1]["content"] if part["type"] == "text").lower()
     return next((kind for kind in pictures.KINDS if kind in question), "circle|square|triangle")
@@ -368,7 +369,7 @@ def test_the_orchestrator_creates_first_and_then_assigns_all_parts_in_one_turn()
         for (_, arguments), part in zip(assign.tool_calls, episode.subagents, strict=True):
             assert [message["content"] for message in part.messages] == [created[arguments["agent"]],
                                                                          arguments["prompt"]]  # fmt: skip
-            assert len(demonstrated_calls(part)) >= 2
+            assert len(demonstrated_calls(part)) >= 2 or part.truth is None
         num_kinds.add(len(created))
     assert num_kinds == {1, 2}
 
@@ -383,7 +384,8 @@ def test_real_subagents_may_answer_in_the_place_of_the_ideal_ones(n):
         assert episode.judge(episode.demonstration[-1].content, environment)
         messages, _ = play(episode)
         assert [message["content"] for message in messages if message["role"] == "tool"][-n:] == answers
-        assert {swarm.CREATE, swarm.ASSIGN}.isdisjoint(name_of(tool) for part in episode.subagents for tool in part.tools)
+        declared = {name_of(tool) for part in episode.subagents for tool in part.tools}
+        assert not {swarm.CREATE, swarm.ASSIGN} & declared
 
 
 def test_an_assignment_that_nobody_can_understand_finds_nothing():
@@ -401,6 +403,20 @@ def test_one_part_left_out_does_not_pass():
             turns = list(episode.demonstration)
             turns[at] = Turn("", "", turns[at].tool_calls[:-1])
             assert not judged(replace(episode, demonstration=tuple(turns)))
+
+
+def test_an_item_that_is_not_there_is_admitted_by_the_subagent_and_by_the_orchestrator():
+    for skill in ("swarm.orchestrate", "swarm.single"):
+        lacking = [e for e in episodes(skill, 150) if "not find" in e.demonstration[-1].content]
+        assert 3 <= len(lacking) <= 30
+        for episode in lacking:
+            environment = episode.new_environment()
+            messages, _ = play(episode, environment)
+            answer = messages[-1]["content"]
+            assert episode.judge(answer, environment)
+            assert not episode.judge(answer.partition(". ")[2], environment)  # the rest, without a word about it
+            for part in episode.subagents:
+                assert judged(part) and ("could not" in part.demonstration[-1].content) == (part.truth is None)
 
 
 def test_a_swarm_needs_at_most_half_the_critical_steps_from_six_parts_on():

@@ -1,4 +1,4 @@
-"""Draw episodes of worlds 6 (tools) and 7 (swarm): `draw_episode("tools.chain", seed, index)` is the same everywhere."""
+"""Worlds 6 (tools) and 7 (swarm): `draw_episode("tools.chain", seed, index)` is the same on every machine."""
 
 import random
 from collections.abc import Callable

@@ -6,17 +6,27 @@ to know about it there. The results are then added up, compared or listed.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .demonstration import Call, Environment, Episode, Result, Turn, look_up
-from .task import join_words, weighted
-from .tool_questions import open_conversation
+from .task import is_held_out, join_words, weighted
+from .tool_questions import mask_admission, open_conversation
 from .tool_requests import STYLES, draw_tools, report
 from .tool_schema import Declaration, declare, name_of
 from .tool_words import (
-    GET_VERBS, NOT_FOUND, Item, draw_code, draw_items, draw_name, draw_until, names, says_only, vary_words,
-)  # fmt: skip
+    GET_VERBS,
+    NOT_FOUND,
+    Item,
+    draw_code,
+    draw_items,
+    draw_name,
+    draw_until,
+    nameable,
+    names,
+    says_only,
+    vary_words,
+)
 
 CREATE, ASSIGN = "create_subagent", "assign_task"
 
@@ -37,8 +47,10 @@ SWARM_TOOLS = [
         "prompt": "The whole task, in words that need no other context.",
     }),
 ]  # fmt: skip
+LACKING_SHARE = 0.1  # of the tasks whose sense survives it: one of the items is not there
 NUM_PARTS = tuple(range(2, 13))
 LARGEST_VALUE = 20  # two digits: a running total then grows in steps that a small model can write down
+VERBS = (*GET_VERBS, "count", "open", "list", "view", "note", "scan", "name")
 PLACES = ("shelf", "box", "room", "row", "bin", "rack", "desk", "bay", "drawer", "hall", "case", "crate")
 MEASURES = ("stock", "count", "number", "price", "weight", "age", "score", "rank", "level", "size", "demand", "tax")
 AGENTS = ("worker", "helper", "finder", "clerk", "scout", "agent", "reader", "searcher")
@@ -58,7 +70,10 @@ HIGHEST, LOWEST = ("highest", "largest", "biggest"), ("lowest", "smallest")
 
 @dataclass(frozen=True)
 class Part:
-    """One item, what is asked of it, the calls that lead there with their results, and the value at the end."""
+    """One item, what is asked of it, the calls that lead there with their results, and the value at the end.
+
+    An item that the tools do not know has one call, no result and no value.
+    """
 
     item: Item
     measure: str
@@ -66,7 +81,7 @@ class Part:
     calls: tuple[Call, ...]
     results: tuple[str, ...]
     found: tuple[str, ...]  # what each result says
-    value: int
+    value: int | None
 
     @property
     def task(self) -> str:
@@ -74,13 +89,17 @@ class Part:
 
     @property
     def answer(self) -> str:
+        if self.value is None:
+            return f"I could not find {self.task}."
         return f"The {self.measure} of {self.item.phrase} is {self.value}."
 
     def thoughts(self) -> list[str]:
         """What to think before each call, and before the answer."""
         thoughts = [f"First the {self.places[0]} of {self.item.phrase}."]
+        if self.value is None:
+            return [*thoughts, f"The tool does not know {self.item.phrase}."]
         for place, code, following in zip(self.places, self.found, (*self.places[1:], self.measure), strict=False):
-            thoughts.append(f"The {place} is {code}. Next: the {following} of {code}.")
+            thoughts.append(f"The {place} is {code}. Next: the {following}.")
         return [*thoughts, f"The {self.measure} is {self.value}."]
 
 
@@ -103,17 +122,24 @@ class Work:
         return f"swarm:{self.goal}:{[(call, part.results) for part in self.parts for call in part.calls]}"
 
     def answer(self, name: str, arguments: dict[str, Any]) -> Result:
-        results = [pair for part in self.parts for pair in zip(part.calls, part.results, strict=True)]
+        results = [pair for part in self.parts for pair in zip(part.calls, part.results, strict=False)]
         return look_up(results, self.otherwise)(name, arguments)
 
     def content(self) -> str:
         """The final answer."""
+        lacking = "".join(f"{part.answer} " for part in self.parts if part.value is None)
         if self.goal == "total":
-            return f"The total is {sum(part.value for part in self.parts)}."
+            return f"{lacking}The total{' of the others' if lacking else ''} is {self.truth()}."
         if self.goal == "each":
-            return "; ".join(f"{part.measure} of {part.item.phrase}: {part.value}" for part in self.parts) + "."
+            return (
+                lacking + "; ".join(f"{part.measure} of {part.item.phrase}: {part.value}" for part in self.known) + "."
+            )
         best = self.best()
         return f"It is {best.item.phrase} with {best.value}."
+
+    @property
+    def known(self) -> list[Part]:
+        return [part for part in self.parts if part.value is not None]
 
     def best(self) -> Part:
         return (max if self.goal == "highest" else min)(self.parts, key=lambda part: part.value)
@@ -123,15 +149,20 @@ class Work:
         if not environment.includes(self.calls):
             return False
         texts = [part.item.text for part in self.parts]
+        for part in self.parts:
+            rest = mask_admission(content, part.item.text) if part.value is None else content
+            if rest is None:
+                return False
+            content = rest
         if self.goal == "total":
             return says_only(content, [(str(self.truth()), [])], texts)
         if self.goal == "each":
-            return says_each(content, self.parts)
+            return says_each(content, self.known)
         named = [text for text in texts if names(content, text)]
         return named == [self.best().item.text]
 
     def truth(self) -> Any:
-        values = {part.item.text: part.value for part in self.parts}
+        values = {part.item.text: part.value for part in self.known}
         if self.goal == "total":
             return sum(values.values())
         return values if self.goal == "each" else self.best().item.text
@@ -152,22 +183,29 @@ def says_each(content: str, parts: Sequence[Part]) -> bool:
 
 
 def draw_work(rng: random.Random, split: str, num_parts: Sequence[int]) -> Work:
+    """A task of this split."""
+    return draw_until(lambda: compose(rng, split, num_parts), lambda work: is_held_out(work.key) == (split != "train"))
+
+
+def compose(rng: random.Random, split: str, num_parts: Sequence[int]) -> Work:
     """Tools with names drawn for this task, items, values, and the question."""
     goal = weighted(rng, {"total": 6, "each": 2, "highest": 2, "lowest": 1})
     count = rng.choice(num_parts)
-    places = rng.sample(PLACES, 2 if rng.random() < 0.2 else 1)
-    measures = rng.sample(MEASURES, 2 if goal in ("total", "each") and count >= 4 and rng.random() < 0.2 else 1)
+    places = rng.sample(nameable(VERBS, PLACES, split), 2 if rng.random() < 0.2 else 1)
+    has_two = goal in ("total", "each") and count >= 4 and rng.random() < 0.2
+    measures = rng.sample(nameable(VERBS, MEASURES, split), 2 if has_two else 1)
     tools, parameter = [], rng.choice(("item", "name", "thing", "item"))
     for i, place in enumerate(places):
         before, of = (places[i - 1], f"a {places[i - 1]}") if i else (parameter, "an item")
-        tools.append(draw_link(rng, split, place, before, f"The {place} of {of}.", tools))
+        tools.append(draw_link(rng, split, place, before, f"The {place} of {of}."))
     for measure in measures:
-        tools.append(draw_link(rng, split, measure, places[-1], f"The {measure} in a {places[-1]}.", tools))
+        tools.append(draw_link(rng, split, measure, places[-1], f"The {measure} in a {places[-1]}."))
     links, style = [name_of(tool) for tool in tools], weighted(rng, STYLES)
     items = draw_items(rng, split, count, plural=True)
     first = count // 2 if len(measures) == 2 else count
     values = draw_values(rng, count, goal)
-    codes = draw_until(lambda: [draw_code(rng) for _ in range(count * len(places))], lambda all_: len({*all_}) == len(all_))
+    num_codes = count * len(places)
+    codes = draw_until(lambda: [draw_code(rng) for _ in range(num_codes)], lambda drawn: len({*drawn}) == num_codes)
     parts = []
     for i, (item, value) in enumerate(zip(items, values, strict=True)):
         measure = measures[0 if i < first else -1]
@@ -178,19 +216,18 @@ def draw_work(rng: random.Random, split: str, num_parts: Sequence[int]) -> Work:
         results = [report(style, noun, text, "code") for noun, text in zip(places, found, strict=False)]
         results.append(report(style, measure, str(value), "number"))
         parts.append(Part(item, measure, tuple(places), calls, tuple(results), tuple(found), value))
+    if goal in ("total", "each") and rng.random() < LACKING_SHARE:
+        at = rng.randrange(count)
+        parts[at] = replace(parts[at], calls=parts[at].calls[:1], results=(), found=(), value=None)
     others = [tool.declaration for tool in draw_tools(rng, split, rng.choice((0, 0, 0, 1, 2)))
               if tool.noun not in (*places, *measures) and tool.name not in links]  # fmt: skip
     declarations = rng.sample([*tools, *others], len(tools) + len(others))
     return Work(goal, word(rng, goal, parts), tuple(parts), declarations, rng.choice(NOT_FOUND))
 
 
-def draw_link(rng: random.Random, split: str, noun: str, parameter: str, description: str,
-              tools: Sequence[Declaration]) -> Declaration:  # fmt: skip
-    """A tool `find_shelf(item)`, under a name that no other tool has."""
-    verbs = (*GET_VERBS, "count", "open", "list", "view", "inspect", "note", "scan", "name")
-    name = draw_until(lambda: draw_name(rng, verbs, [noun, f"{noun}_id", f"the_{noun}"], split),
-                      lambda name: name not in map(name_of, tools))  # fmt: skip
-    return declare(name, description, {parameter: {"type": "string"}}, [parameter])
+def draw_link(rng: random.Random, split: str, noun: str, parameter: str, description: str) -> Declaration:
+    """A tool such as `find_shelf(item)`."""
+    return declare(draw_name(rng, VERBS, [noun], split), description, {parameter: {"type": "string"}}, [parameter])
 
 
 def draw_values(rng: random.Random, count: int, goal: str) -> list[int]:
@@ -206,8 +243,9 @@ def word(rng: random.Random, goal: str, parts: Sequence[Part]) -> str:
     if goal in ("highest", "lowest"):
         superlative = rng.choice(HIGHEST if goal == "highest" else LOWEST)
         alternatives = ", ".join(asked[:-1]) + f" or {asked[-1]}"
-        return vary_words(rng, weighted(rng, MOST).format(alternatives, join_words(asked), s=superlative, m=parts[0].measure))
-    groups = {}
+        form = weighted(rng, MOST)
+        return vary_words(rng, form.format(alternatives, join_words(asked), s=superlative, m=parts[0].measure))
+    groups: dict[str, list[str]] = {}
     for part in parts:
         groups.setdefault(part.measure, []).append(part.item.asked)
     things = " and ".join(f"the {measure} of {join_words(group)}" for measure, group in groups.items())
@@ -219,7 +257,9 @@ def tally(goal: str, parts: Sequence[Part]) -> list[str]:
     lines, total, best = [], 0, None
     for part in parts:
         line = f"{part.item.text}: "
-        if goal == "total":
+        if part.value is None:
+            line += "none"
+        elif goal == "total":
             line += add_step(total, part.value)
             total += part.value
         elif goal == "each" or best is None:
@@ -305,6 +345,8 @@ def part_episode(work: Work, part: Part, system_prompt: str, task: str) -> Episo
     calls = list(part.calls)
 
     def judge(content: str, environment: Environment) -> bool:
+        if part.value is None:
+            return environment.includes(calls) and mask_admission(content, part.item.text) == ""
         expected = [(str(part.value), [part.measure, part.item.text])]
         return environment.includes(calls) and says_only(content, expected)
 

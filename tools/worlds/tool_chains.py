@@ -7,11 +7,22 @@ from .demonstration import Call, Environment, Episode, Turn, look_up
 from .task import weighted
 from .tool_questions import open_conversation
 from .tool_requests import STYLES, draw_tools, report
-from .tool_schema import declare, name_of
+from .tool_schema import Declaration, declare, name_of
 from .tool_words import (
-    GET_VERBS, ITEM_PARAMETERS, NOT_FOUND, Item, belongs, draw_code, draw_item, draw_name, draw_new_value, keep,
-    names, says_only, vary_words,
-)  # fmt: skip
+    GET_VERBS,
+    ITEM_PARAMETERS,
+    NOT_FOUND,
+    Item,
+    draw_code,
+    draw_item,
+    draw_name,
+    draw_new_value,
+    keep,
+    nameable,
+    names,
+    says_only,
+    vary_words,
+)
 
 # What a chain goes along: each of these things has one of every other.
 LINKS = {
@@ -43,7 +54,7 @@ def draw_chain(rng: random.Random, split: str, num_calls: Sequence[int] = (2, 3,
 
 def draw_path(rng: random.Random, split: str, count: int) -> Episode:
     """A tool for every link; the question names the links from the last to the first, or the other way round."""
-    named = [link for link in LINKS if any(belongs("tool", f"{verb}_{link}", split) for verb in GET_VERBS)]
+    named = nameable(GET_VERBS, list(LINKS), split)
     middle = rng.sample([link for link in named if link not in ENDS], count - 1)
     links = [*middle, rng.choice([link for link in named if link not in middle])]
     item, style, parameter = draw_item(rng, split), weighted(rng, STYLES), weighted(rng, ITEM_PARAMETERS)
@@ -65,7 +76,7 @@ def draw_path(rng: random.Random, split: str, count: int) -> Episode:
         then = "".join(f", then the {link} of that" for link in links[1:])
         question = f"Find the {links[0]} of {item.asked}{then}."
     plans = [f"First the {links[0]} of {item.phrase}."]
-    plans += [f"The {links[i]} is {told[i + 1]}. Next: the {links[i + 1]} of {told[i + 1]}." for i in range(count - 1)]
+    plans += [f"The {links[i]} is {told[i + 1]}. Next: the {links[i + 1]}." for i in range(count - 1)]
     last = f"The {links[-1]} is {told[-1]}."
     tools += [tool.declaration for tool in draw_tools(rng, split, rng.choice((0, 0, 1, 2)))
               if tool.noun not in links and tool.name not in map(name_of, tools)]  # fmt: skip
@@ -96,8 +107,9 @@ def draw_walk(rng: random.Random, split: str, count: int) -> Episode:
     return chain_episode(rng, question, tools, calls, results, [*plans, last], content, told[-1], [place], start)
 
 
-def chain_episode(rng: random.Random, question: str, tools: list, calls: list[Call], results: list[str],
-                  plans: list[str], content: str, value: str, words: Sequence[str], start: Item) -> Episode:  # fmt: skip
+def chain_episode(rng: random.Random, question: str, tools: list[Declaration], calls: list[Call], results: list[str],
+                  plans: list[str], content: str, value: str, words: Sequence[str], start: Item
+                  ) -> Episode:  # fmt: skip
     """One call in every turn; `plans` has the thought before each call, and the one before the answer."""
     otherwise = rng.choice(NOT_FOUND)
     turns = [Turn(plan, "", (call,)) for plan, call in zip(plans, calls, strict=False)]

@@ -12,13 +12,26 @@ from .task import weighted
 from .tool_requests import OK, STYLES, draw_tools, report
 from .tool_schema import declare
 from .tool_words import (
-    ATTRIBUTES, DEVICES, GET_VERBS, ITEM_PARAMETERS, NOT_FOUND, SET_VERBS, draw_name, draw_new_value, keep, names, says_only, vary_words,
-)  # fmt: skip
+    ATTRIBUTES,
+    DEVICES,
+    GET_VERBS,
+    ITEM_PARAMETERS,
+    NOT_FOUND,
+    SET_VERBS,
+    draw_name,
+    draw_new_value,
+    keep,
+    names,
+    says_only,
+    vary_words,
+)
 
-CROP_VERBS, CROP_NOUNS = ("crop", "zoom", "cut", "see", "show", "enlarge"), ("image", "picture", "part", "region", "area")
+CROP_VERBS = ("crop", "zoom", "cut", "see", "show", "enlarge")
+CROP_NOUNS = ("image", "picture", "part", "region", "area")
 CROP_MARGIN = 0.06  # of a side: how far a crop reaches beyond its third
 CROP_QUESTIONS = {
-    "Look closely at the {p}. What is there?": 2, "What is at the {p}? Use {t}.": 3, "Crop the {p}. What do you see?": 2,
+    "Look closely at the {p}. What is there?": 2, "What is at the {p}? Use {t}.": 3,
+    "Crop the {p}. What do you see?": 2,
     "Zoom into the {p} and tell me what is there.": 1, "What is in the {p} part of the picture?": 1,
     "Use {t} to look at the {p}. What is there?": 2,
 }  # fmt: skip
@@ -61,7 +74,8 @@ def ask_color(rng: random.Random, split: str, _scene: Scene, shape: Shape) -> tu
     noun = name.partition("_")[2]
     colours = rng.sample(list(pictures.COLOURS), 4)
     schema = {"type": "string"} | ({"enum": sorted({*colours, shape.colour})} if rng.random() < 0.6 else {})
-    tool = declare(name, rng.choice((f"Set the color of the {noun}.", f"Set the {noun}.")), {"color": schema}, ["color"])
+    description = rng.choice((f"Set the color of the {noun}.", f"Set the {noun}."))
+    tool = declare(name, description, {"color": schema}, ["color"])
     forms = {"Set the {n} to the colour of the {k}.": 3, "Make the {n} the same colour as the {k}.": 1,
              "Give the {n} the colour of the {k}.": 1, "What colour is the {k}? Set the {n} to it.": 1}  # fmt: skip
     question = weighted(rng, forms).format(n=noun, k=shape.kind)
@@ -92,21 +106,21 @@ def ask_count(rng: random.Random, split: str, scene: Scene, shape: Shape) -> tup
     """Hand over a number of shapes."""
     name = draw_name(rng, ("save", "store", "send", "set", "write", "note", "report", "enter"),
                      ("count", "number", "total", "sum", "amount", "figure"), split)  # fmt: skip
-    noun = name.partition("_")[2]
+    verb, _, noun = name.partition("_")
     parameter = rng.choice(("value", "number", "count", "n"))
-    tool = declare(name, f"{name.partition('_')[0].capitalize()} a number.", {parameter: {"type": "integer"}}, [parameter])
+    tool = declare(name, f"{verb.capitalize()} a number.", {parameter: {"type": "integer"}}, [parameter])
     target = rng.choice((None, shape.kind, shape.kind))
     count = len(matching(scene, None, target))
     forms = {"Count the {k}s and {v} the {n}.": 3, "How many {k}s are there? {V} the {n}.": 2,
              "{V} the {n} of {k}s in the picture.": 2}  # fmt: skip
-    verb = name.partition("_")[0]
     question = weighted(rng, forms).format(k=target or "shape", v=verb, V=verb.capitalize(), n=noun)
     seen = f"{target or 'shape'}: {pictures.places_of(matching(scene, None, target))}. {count}"
     content = f"The {noun} is {count}."
     return tool, question, seen, {parameter: count}, rng.choice(OK), content, str(count), [noun]
 
 
-def draw_crop(rng: random.Random, split: str, canvas: str = "full", num_shapes: Sequence[int] = (1, 2, 3, 4)) -> Episode:
+def draw_crop(rng: random.Random, split: str, canvas: str = "full", num_shapes: Sequence[int] = (1, 2, 3, 4)
+              ) -> Episode:  # fmt: skip
     """Look at one part of a picture through a tool that cuts it out, and say what is there, if anything is."""
     while True:
         scene = draw_scene(rng, canvas, num_shapes)

@@ -1,4 +1,4 @@
-"""World 6, one turn of calls: choose a tool, several at once, no tool where none is needed, and errors told honestly."""
+"""World 6, one turn of calls: the right tool, several at once, no tool where none is needed, errors told honestly."""
 
 import random
 import re
@@ -117,7 +117,7 @@ def clash(requests: Sequence[Request]) -> bool:
 
 def ask_for(rng: random.Random, things: str) -> str:
     """A question for several things, or an instruction."""
-    forms = {"What is {}?": 3, "Find {}.": 2, "Tell me {}.": 1.5, "I need {}.": 1, "Look up {}.": 1, "What are {}?": 0.5}
+    forms = {"What is {}?": 3, "Find {}.": 2, "Tell me {}.": 1.5, "I need {}.": 1, "Look up {}.": 1, "List {}.": 0.5}
     return weighted(rng, forms).format(things)
 
 

@@ -1,4 +1,4 @@
-"""Tools that read or set something, and single requests to them: what several skills of world 6 are put together from."""
+"""Tools that read or set something, and single requests to them: what the skills of world 6 are put together from."""
 
 import random
 from collections.abc import Sequence
@@ -11,12 +11,23 @@ from .self_knowledge import invent_name
 from .task import weighted
 from .tool_schema import Declaration, declare, in_declared_order, name_of
 from .tool_words import (
-    ATTRIBUTES, DEVICES, GET_VERBS, ITEM_PARAMETERS, ROOMS, SET_VERBS, Attribute, Item, draw_item, draw_name,
-    draw_new_value, keep,
-)  # fmt: skip
+    ATTRIBUTES,
+    DEVICES,
+    GET_VERBS,
+    ITEM_PARAMETERS,
+    ROOMS,
+    SET_VERBS,
+    Attribute,
+    Item,
+    draw_item,
+    draw_name,
+    draw_new_value,
+    keep,
+)
 
 ASK = {
-    "What is the {n} of {0}?": 5, "Find the {n} of {0}.": 2, "Tell me the {n} of {0}.": 1.5, "I need the {n} of {0}.": 1,
+    "What is the {n} of {0}?": 5, "Find the {n} of {0}.": 2, "Tell me the {n} of {0}.": 1.5,
+    "I need the {n} of {0}.": 1,
     "Look up the {n} of {0}.": 1, "Get the {n} of {0}.": 1, "Can you tell me the {n} of {0}?": 0.7,
     "Which {n} does {0} have?": 0.7, "Show me the {n} of {0}.": 0.5, "What's the {n} of {0}?": 0.7,
     "I want to know the {n} of {0}.": 0.5,

@@ -1,4 +1,4 @@
-"""Tool declarations in the OpenAI format, and whether arguments satisfy one: the part of JSON Schema that our tools use."""
+"""Tool declarations in the OpenAI format, and whether arguments satisfy one, as far as our tools use JSON Schema."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -106,8 +106,12 @@ def belongs(kind: str, text: str, split: str) -> bool:
 
 def draw_name(rng: random.Random, verbs: Sequence[str], nouns: Sequence[str], split: str) -> str:
     """`get_price`: a tool's name of this split."""
-    make = lambda: f"{rng.choice(verbs)}_{rng.choice(nouns)}"  # noqa: E731
-    return draw_until(make, lambda name: belongs("tool", name, split))
+    return draw_until(lambda: f"{rng.choice(verbs)}_{rng.choice(nouns)}", lambda name: belongs("tool", name, split))
+
+
+def nameable(verbs: Sequence[str], nouns: Sequence[str], split: str) -> list[str]:
+    """The nouns for which this split has a name."""
+    return [noun for noun in nouns if any(belongs("tool", f"{verb}_{noun}", split) for verb in verbs)]
 
 
 def draw_item(rng: random.Random, split: str, plural: bool = False) -> Item:
