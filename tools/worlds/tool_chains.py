@@ -140,7 +140,7 @@ def draw_counter(rng: random.Random, split: str, num_calls: Sequence[int] = tupl
     last = style.format(ending) + (f", code {code}" if code else "")
     calls = [(name, {})] * count
     content = f"The code is {code}." if code else f"{name} returned {ending}."
-    turns = [Turn(f"I call {name} until it returns {ending}." if i == 0 else "Not yet.", "", (call,))
+    turns = [Turn(f"I call {name} until it returns {ending}." if i == 0 else "No.", "", (call,))
              for i, call in enumerate(calls)]  # fmt: skip
 
     def judge(answer: str, environment: Environment) -> bool:
@@ -150,7 +150,7 @@ def draw_counter(rng: random.Random, split: str, num_calls: Sequence[int] = tupl
     return Episode(
         "tools.counter", open_conversation(rng, vary_words(rng, question)), tools,
         f"tools.counter:{name}:{count}:{ending}:{going_on}:{code}:{[name_of(tool) for tool in tools]}",
-        (*turns, Turn("It is there.", content)),
+        (*turns, Turn("Yes.", content)),
         lambda: Environment(tools, count_to(count, style.format(going_on), last)), judge, code or ending,
     )  # fmt: skip
 

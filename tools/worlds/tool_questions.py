@@ -4,8 +4,10 @@ import random
 import re
 from collections.abc import Sequence
 
-from . import sample
+from . import arithmetic, self_knowledge
+from .arithmetic import draw_numbers
 from .demonstration import Environment, Episode, Turn, look_up
+from .self_knowledge import draw_outside, draw_self
 from .task import join_words, weighted
 from .tool_requests import STYLES, Request, Tool, draw_getter, draw_request, draw_tools
 from .tool_words import NOT_FOUND, draw_items, draw_until, names, says_only, spell_out, vary_words
@@ -183,10 +185,17 @@ def tells_a_value(text: str, allowed: Sequence[str]) -> bool:
     return bool(re.search(r"\d|\bis\b", text))
 
 
+# (draw, skills of the world): weight
+NO_TOOL_NEEDED = {
+    (draw_numbers, tuple(arithmetic.SKILLS)): 4, (draw_self, tuple(self_knowledge.SKILLS)): 1.5,
+    (draw_outside, tuple(self_knowledge.OUTSIDE_SKILLS)): 3,
+}  # fmt: skip
+
+
 def draw_none(rng: random.Random, split: str, num_tools: Sequence[int] = (1, 2, 3, 4)) -> Episode:
     """Tools are there, but the question is a sum, about the model, or outside: it is answered as without tools."""
-    world = weighted(rng, {"numbers": 4, "self": 1.5, "outside": 3})
-    task = sample.draw_task(rng, world, split, "full", (1,))
+    draw, skills = weighted(rng, NO_TOOL_NEEDED)
+    task = draw(rng, rng.choice(skills))
     asked = set(re.findall(r"[a-z]+", task.question.lower()))
     tools = draw_until(
         lambda: draw_tools(rng, split, rng.choice(num_tools)),
