@@ -167,9 +167,9 @@ def test_rendered_turns_parse_back_to_what_was_demonstrated(skill, processor):
     """What a turn adds to the prompt is exactly what the model would have to generate, and reads back the same."""
     for episode in episodes(skill, 3):
         messages, tools = play(episode)
-        starts = [i for i, message in enumerate(messages) if message["role"] == "assistant" and "tool_calls" in message]
-        num_calls = 0
+        starts = [i for i in range(len(episode.messages), len(messages)) if "tool_calls" in messages[i]]
         for start in starts:
+            num_calls = sum(len(message.get("tool_calls", [])) for message in messages[:start])
             before = processor.prompt(messages[:start], tools).input_ids
             after = processor.prompt(messages[: start + 1], tools).input_ids
             assert after[: len(before)] == before
@@ -178,7 +178,6 @@ def test_rendered_turns_parse_back_to_what_was_demonstrated(skill, processor):
             made = [(call.id, call.name, json.loads(call.arguments)) for call in reply.tool_calls]
             assert made == [(call["id"], call["function"]["name"], json.loads(call["function"]["arguments"]))
                             for call in messages[start]["tool_calls"]]  # fmt: skip
-            num_calls += len(made)
         last = messages[-1]
         control = processor.tokenizer.control_ids
         ids = [*processor.tokenizer.encode(last["reasoning_content"]), control["</think>"],
@@ -194,6 +193,17 @@ def test_ids_count_the_calls_of_the_whole_conversation():
         names = [name for name, _ in demonstrated_calls(episode)]
         assert ids == [f"functions.{name}:{i}" for i, name in enumerate(names)]
         assert ids == [message["tool_call_id"] for message in messages if message["role"] == "tool"]
+
+
+def test_ids_go_on_counting_after_an_earlier_question():
+    lengths = set()
+    for episode in episodes("tools.choose", 50):
+        messages, _ = play(episode)
+        ids = [call["id"] for message in messages for call in message.get("tool_calls", [])]
+        assert [call_id.rpartition(":")[2] for call_id in ids] == [str(i) for i in range(len(ids))]
+        assert [message["role"] for message in messages[-4:]] == ["user", "assistant", "tool", "assistant"]
+        lengths.add(len(ids))
+    assert lengths == {1, 2}
 
 
 def test_arguments_stand_in_the_order_of_the_declaration(processor):

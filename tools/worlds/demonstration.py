@@ -85,11 +85,12 @@ class Episode:
 def play(episode: Episode, environment: Environment | None = None) -> tuple[list[dict[str, Any]], list[Declaration]]:
     """The whole conversation of the demonstration, results from the environment, and the tools.
 
-    Ids count the calls of the conversation from 0. Pass an environment to look at what happened in it.
+    Ids count the calls of the whole conversation from 0, earlier questions included. Pass an environment to look at
+    what happened in it.
     """
     environment = environment or episode.new_environment()
     messages = list(episode.messages)
-    num_calls = 0
+    num_calls = sum(len(message.get("tool_calls", [])) for message in messages)
     for turn in episode.demonstration:
         message = {"role": "assistant", "content": turn.content, "reasoning_content": turn.reasoning_content}
         messages.append(message)

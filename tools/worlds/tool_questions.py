@@ -3,16 +3,18 @@
 import random
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from . import arithmetic, self_knowledge
 from .arithmetic import draw_numbers
-from .demonstration import Environment, Episode, Turn, look_up
+from .demonstration import Environment, Episode, Turn, look_up, play
 from .self_knowledge import draw_outside, draw_self
-from .task import join_words, weighted
+from .task import is_held_out, join_words, weighted
 from .tool_requests import STYLES, Request, Tool, draw_getter, draw_request, draw_tools
 from .tool_words import NOT_FOUND, draw_items, draw_until, names, says_only, spell_out, vary_words
 
 SYSTEM_SHARE = 0.1
+HISTORY_SHARE = 0.2  # of the questions for one tool: ids then go on counting
 SYSTEMS = (
     "You are a helpful assistant.", "Use the tools.", "You are an assistant with tools.",
     "You are Kimi, an AI assistant created by Moonshot AI.", "Answer briefly.", "Call a tool when you need one.",
@@ -20,9 +22,10 @@ SYSTEMS = (
 GLUE = {"in", "on", "at", "the", "of", "a", "is", "are", "how", "what", "which", "who", "does", "do", "many", "much"}
 
 
-def open_conversation(rng: random.Random, question: str) -> list[dict[str, str]]:
+def open_conversation(rng: random.Random, question: str, may_have_system: bool = True) -> list[dict[str, Any]]:
     """The user's question, sometimes after a system message."""
-    system = [{"role": "system", "content": rng.choice(SYSTEMS)}] if rng.random() < SYSTEM_SHARE else []
+    has_system = may_have_system and rng.random() < SYSTEM_SHARE
+    system = [{"role": "system", "content": rng.choice(SYSTEMS)}] if has_system else []
     return [*system, {"role": "user", "content": question}]
 
 
@@ -32,18 +35,19 @@ def sentence(text: str) -> str:
 
 
 def make_episode(rng: random.Random, skill: str, question: str, tools: Sequence[Tool], requests: Sequence[Request],
-                 plan: str, learnt: str, content: str) -> Episode:  # fmt: skip
+                 plan: str, learnt: str, content: str, history: Sequence[dict[str, Any]] = ()
+                 ) -> Episode:  # fmt: skip
     """An episode with all its calls in one turn and an answer that tells every result."""
     declarations = [tool.declaration for tool in tools]
     calls = [request.call for request in requests]
     results = [(request.call, request.result) for request in requests]
     otherwise = rng.choice(NOT_FOUND)
-    expected = [(request.value, request.words) for request in requests]
+    expected = [(request.value, request.words if len(requests) > 1 else ()) for request in requests]
     allowed = [str(value) for request in requests for value in request.arguments.values()
                if str(value) not in [value for value, _ in expected]]  # fmt: skip
     key = f"{skill}:{calls}{[request.result for request in requests]}"
     return Episode(
-        skill, open_conversation(rng, vary_words(rng, question)), declarations, key,
+        skill, [*history, *open_conversation(rng, vary_words(rng, question), not history)], declarations, key,
         (Turn(plan, "", tuple(calls)), Turn(learnt, content)),
         lambda: Environment(declarations, look_up(results, otherwise)),
         lambda answer, environment: environment.made(calls) and says_only(answer, expected, allowed),
@@ -52,12 +56,22 @@ def make_episode(rng: random.Random, skill: str, question: str, tools: Sequence[
 
 
 def draw_choose(rng: random.Random, split: str, num_tools: Sequence[int] = (2, 3, 4, 5, 6)) -> Episode:
-    """Several tools, one of which answers the question."""
+    """Several tools, one of which answers the question; now and then after an earlier question to one of them."""
     tools = draw_tools(rng, split, rng.choice(num_tools))
+    history = []
+    if rng.random() < HISTORY_SHARE:
+        earlier = draw_until(
+            lambda: ask_one(rng, split, tools), lambda past: is_held_out(past.key) == (split != "train")
+        )
+        history, _ = play(earlier)
+    return ask_one(rng, split, tools, history)
+
+
+def ask_one(rng: random.Random, split: str, tools: Sequence[Tool], history: Sequence[dict[str, Any]] = ()) -> Episode:
+    """One question to one of these tools."""
     request = draw_request(rng, split, rng.choice(tools))
-    plan = f"{request.plan}: {request.tool.name}."
-    return make_episode(rng, "tools.choose", request.question, tools, [request], plan, sentence(request.fact),
-                        sentence(request.fact))  # fmt: skip
+    plan, fact = f"{request.plan}: {request.tool.name}.", sentence(request.fact)
+    return make_episode(rng, "tools.choose", request.question, tools, [request], plan, fact, fact, history)
 
 
 def draw_parallel(rng: random.Random, split: str, num_parts: Sequence[int] = (2, 3, 4),
