@@ -21,7 +21,7 @@ from tools.worlds import pictures, swarm, tool_pictures
 from tools.worlds.demonstration import look_up, spell
 from tools.worlds.episode import SKILLS, Environment, Episode, Turn, draw_episode, play
 from tools.worlds.tool_schema import complaint, declare, name_of
-from tools.worlds.tool_words import keep, says_only, vary_words
+from tools.worlds.tool_words import Item, keep, says_only, vary_words
 
 SPLITS = ("train", "held-out")
 FIXED_NAMES = {"step", "crop", swarm.CREATE, swarm.ASSIGN}  # the published wording names them, so both splits do
@@ -400,6 +400,20 @@ def test_real_subagents_may_answer_in_the_place_of_the_ideal_ones(n):
         assert [message["content"] for message in messages if message["role"] == "tool"][-n:] == answers
         declared = {name_of(tool) for part in episode.subagents for tool in part.tools}
         assert not {swarm.CREATE, swarm.ASSIGN} & declared
+
+
+@pytest.mark.parametrize(
+    ("content", "right"),
+    [
+        ("stock of springs: 4; stock of rings: 9.", True), ("Rings: 9. Springs: 4.", True),
+        ("stock of springs: 9; stock of rings: 4.", False), ("stock of springs: 4.", False),
+        ("stock of springs: 4; stock of rings: 9 or 8.", False), ("4; 9", False),
+    ],
+)  # fmt: skip
+def test_each_item_is_judged_by_the_value_that_follows_it(content, right):
+    parts = [swarm.Part(Item(text, has_article=False), "stock", ("shelf",), (), (), (), value)
+             for text, value in (("springs", 4), ("rings", 9))]  # fmt: skip
+    assert swarm.says_each(content, parts) is right
 
 
 def test_an_assignment_that_nobody_can_understand_finds_nothing():

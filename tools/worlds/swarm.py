@@ -22,6 +22,7 @@ from .tool_words import (
     draw_items,
     draw_name,
     draw_until,
+    find_words,
     nameable,
     names,
     says_only,
@@ -172,10 +173,10 @@ def says_each(content: str, parts: Sequence[Part]) -> bool:
     """Whether every item is followed by its value before the next item is named."""
     starts = []
     for part in parts:
-        at = content.lower().find(part.item.text.lower())
-        if at < 0:
+        found = find_words(content, part.item.text)
+        if not found:
             return False
-        starts.append((at, at + len(part.item.text), part))
+        starts.append((found.start(), found.end(), part))
     starts.sort(key=lambda start: start[0])
     ends = [start for start, _, _ in starts[1:]] + [len(content)]
     return all(says_only(content[after:end], [(str(part.value), [])])

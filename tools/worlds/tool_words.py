@@ -183,9 +183,14 @@ def vary_words(rng: random.Random, question: str) -> str:
     return re.sub("[\ue000-\uefff]", lambda match: kept[ord(match[0]) - 0xE000], varied)
 
 
+def find_words(text: str, value: str) -> re.Match[str] | None:
+    """Where the text has this value as words of their own: `rings` is not in `springs`."""
+    return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE)
+
+
 def names(text: str, value: str) -> bool:
-    """Whether the text has this value as words of their own."""
-    return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE) is not None
+    """Whether it has."""
+    return find_words(text, value) is not None
 
 
 def says_only(content: str, expected: Sequence[tuple[str, Sequence[str]]], allowed: Sequence[str] = ()) -> bool:
