@@ -132,9 +132,8 @@ class Work:
         if self.goal == "total":
             return f"{lacking}The total{' of the others' if lacking else ''} is {self.truth()}."
         if self.goal == "each":
-            return (
-                lacking + "; ".join(f"{part.measure} of {part.item.phrase}: {part.value}" for part in self.known) + "."
-            )
+            facts = [f"{part.measure} of {part.item.phrase}: {part.value}" for part in self.known]
+            return f"{lacking}{'; '.join(facts)}."
         best = self.best()
         return f"It is {best.item.phrase} with {best.value}."
 
@@ -327,7 +326,7 @@ def draw_orchestrate(rng: random.Random, split: str, num_parts: Sequence[int] = 
     )
     return Episode(
         "swarm.orchestrate", open_conversation(rng, work.question), tools, work.key, turns,
-        lambda: SwarmEnvironment(tools, work, subagents), work.judge, work.truth(), subagents,
+        lambda: SwarmEnvironment(tools, work), work.judge, work.truth(), subagents,
     )  # fmt: skip
 
 
@@ -364,9 +363,9 @@ class SwarmEnvironment(Environment):
     A runner with real subagents answers `create_subagent` and `assign_task` itself; then only ordinary calls get here.
     """
 
-    def __init__(self, tools: list[Declaration], work: Work, subagents: Sequence[Episode]) -> None:
+    def __init__(self, tools: list[Declaration], work: Work) -> None:
         super().__init__(tools, self.respond)
-        self.work, self.subagents = work, subagents
+        self.work = work
         self.agents: set[str] = set()
 
     def respond(self, name: str, arguments: dict[str, Any]) -> Result:

@@ -29,6 +29,7 @@ from .tool_words import (
 CROP_VERBS = ("crop", "zoom", "cut", "see", "show", "enlarge")
 CROP_NOUNS = ("image", "picture", "part", "region", "area")
 CROP_MARGIN = 0.06  # of a side: how far a crop reaches beyond its third
+SMALLEST_CROP = 28  # pixels: one token
 CROP_QUESTIONS = {
     "Look closely at the {p}. What is there?": 2, "What is at the {p}? Use {t}.": 3,
     "Crop the {p}. What do you see?": 2,
@@ -61,7 +62,7 @@ def draw_picture_call(rng: random.Random, split: str, canvas: str = "full", num_
     otherwise = rng.choice(NOT_FOUND)
     question = pictures.american(rng, vary_words(rng, question))
     return Episode(
-        "tools.picture", show(rng, scene.paint(), question), tools, f"{scene.key}",
+        "tools.picture", show(rng, scene.paint(), question), tools, scene.key,
         (Turn(f"{listing(scene)}\n{seen}: {call[0]}.", "", (call,)), Turn(content, content)),
         lambda: Environment(tools, look_up([(call, result)], otherwise)),
         lambda answer, environment: environment.made([call]) and says_only(answer, [(value, words)]), value,
@@ -127,9 +128,9 @@ def draw_crop(rng: random.Random, split: str, canvas: str = "full", num_shapes: 
         place = rng.choice(PLACES if rng.random() < 0.25 else [shape.place for shape in scene.shapes])
         box = crop_box(scene.width, scene.height, place)
         inside = [shape for shape in scene.shapes if shape.place == place]
-        cut = [shape for shape in scene.shapes if boxes_touch(shape.box, box, 0) and not contains(box, shape.box)]
-        strangers = [shape for shape in scene.shapes if boxes_touch(shape.box, box, 0) and shape not in inside]
-        if not cut and not strangers and min(box[2] - box[0], box[3] - box[1]) >= 28:
+        seen = [shape for shape in scene.shapes if boxes_touch(shape.box, box, gap=0)]
+        is_whole = seen == inside and all(contains(box, shape.box) for shape in inside)
+        if is_whole and min(box[2] - box[0], box[3] - box[1]) >= SMALLEST_CROP:
             break
     plain = rng.random() < 0.5
     name = "crop" if plain else draw_name(rng, CROP_VERBS, CROP_NOUNS, split)
@@ -142,7 +143,7 @@ def draw_crop(rng: random.Random, split: str, canvas: str = "full", num_shapes: 
     thing = f"{inside[0].colour} {inside[0].kind}" if inside else ""
     content = f"There is {'an' if thing[0] == 'o' else 'a'} {thing} {phrase(place)}." if thing else (
         f"There is nothing {phrase(place)}.")  # fmt: skip
-    seen = f"The part shows a {thing}." if thing else "The part is empty."
+    learnt = f"The part shows {thing}." if thing else "The part is empty."
     call = (name, {parameter: place})
     image = scene.paint()
 
@@ -157,8 +158,8 @@ def draw_crop(rng: random.Random, split: str, canvas: str = "full", num_shapes: 
         return environment.made([call]) and right
 
     return Episode(
-        "tools.crop", show(rng, image, question), tools, f"{scene.key}",
-        (Turn(f"I look at the {place}: {name}.", "", (call,)), Turn(seen, content)),
+        "tools.crop", show(rng, image, question), tools, scene.key,
+        (Turn(f"I look at the {place}: {name}.", "", (call,)), Turn(learnt, content)),
         lambda: Environment(tools, answer), judge, thing or "nothing",
     )  # fmt: skip
 
