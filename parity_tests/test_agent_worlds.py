@@ -1,11 +1,13 @@
 """The worlds of tools and swarms: valid calls, true workings, fair judges, and no leak from training to held-out."""
 
 import functools
+import inspect
 import itertools
 import json
 import re
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -363,7 +365,7 @@ def test_several_values_are_judged_by_what_stands_before_them(content, right):
 
 
 @given(st.text("abcXYZ 019-_'", min_size=1).filter(str.strip), st.randoms(use_true_random=False))
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_varied_wording_never_touches_what_has_to_be_copied(text, rng):
     varied = vary_words(rng, f"What is the price of {keep(text)} in shop {keep('Kalo')}?")
     assert text in varied and "Kalo" in varied and "\x02" not in varied and "\x03" not in varied
@@ -468,3 +470,25 @@ def test_all_goals_are_asked_and_totals_stay_small():
         if isinstance(episode.truth, int):
             assert 2 <= episode.truth <= 12 * swarm.LARGEST_VALUE
     assert goals == {"int", "str", "dict"}
+
+
+# --- docs ------------------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs" / "worlds.md").read_text(encoding="utf-8")
+
+
+def test_the_example_of_the_page_runs_and_is_judged_as_it_says():
+    [code] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    setup, _, last = code.rstrip().rpartition("\n")
+    expression, _, said = last.partition("  # ")
+    names = {}
+    exec(setup, names)
+    assert str(eval(expression, names)) == said
+
+
+def test_the_page_lists_every_skill_with_what_makes_it_harder():
+    rows = dict(re.findall(r"^\| `([a-z.]+)` \|.*\| (.*) \|$", PAGE, re.MULTILINE))
+    assert rows.keys() == SKILLS.keys()
+    for skill, said in rows.items():
+        parameters = set(inspect.signature(SKILLS[skill]).parameters) - {"rng", "split"}
+        assert set(re.findall(r"`(\w+)`", said)) <= parameters and said.startswith("`")
