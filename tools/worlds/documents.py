@@ -85,11 +85,11 @@ def draw_document(rng: random.Random, skill: str, split: str, canvas: str) -> Ta
 
 
 def draw_pages(rng: random.Random, split: str, canvas: str) -> tuple[Sign, ...]:
-    """One to three pages of one size, mostly black on white, in letters as high as on a sign, and higher on paper."""
+    """One to three pages of one size, mostly black on white, in letters of a sign's height or higher."""
     width, height = draw_size(rng, canvas)
     sides = ((width, width), (height, height))
-    tallest = max(CAP_HEIGHTS[1], min(width, height) // 5)
-    cap_heights = (max(CAP_HEIGHTS[0], tallest // 4), tallest)
+    short = min(width, height)
+    cap_heights = (max(CAP_HEIGHTS[0], short // 8), max(CAP_HEIGHTS[1], short // 5))
     is_usual = canvas == "plain" or rng.random() < BLACK_ON_WHITE
     colours = (draw_ink(rng, "black"), (255, 255, 255)) if is_usual else draw_colours(rng, is_plain=False)
     draw = functools.partial(draw_text, rng, FORMS, 2 if canvas == "plain" else MOST_CHARACTERS)

@@ -17,6 +17,7 @@ from .pictures import COLOURS, american, draw_background, draw_ink, plain_backgr
 from .task import Task, vary, weighted
 
 MARGIN = 2  # pixels between the ink and the edge
+EDGE = 8  # pixels around a print before it is cut to its ink
 SKILLS = {"signs.read": 1.0}
 
 QUESTIONS = {
@@ -98,9 +99,7 @@ class Sign:
 
     def paint(self) -> Image.Image:
         image = Image.new("RGB", (self.width, self.height), self.background)
-        letters = font(self.cap_height)
-        left, top, _, _ = letters.getbbox(self.text)  # where the ink of a text begins that is drawn at 0, 0
-        ImageDraw.Draw(image).text((self.left - left, self.top - top), self.text, fill=self.rgb, font=letters)
+        image.paste(self.rgb, (self.left, self.top), ink(self.text, self.cap_height))
         return image
 
 
@@ -109,25 +108,29 @@ def text_key(text: str) -> str:
     return f"text:{text}"
 
 
+@functools.lru_cache(maxsize=16)  # for a sign that is placed and then painted
+def ink(text: str, cap_height: int) -> Image.Image:
+    """How much ink each pixel gets, 0 to 255, cut to where there is any."""
+    return print_ink(text, font(cap_height))
+
+
+def print_ink(text: str, letters: ImageFont.FreeTypeFont) -> Image.Image:
+    left, top, right, bottom = letters.getbbox(text)  # with the space before the first letter
+    page = Image.new("L", (right - left + 2 * EDGE, bottom - top + 2 * EDGE))
+    ImageDraw.Draw(page).text((EDGE - left, EDGE - top), text, fill=255, font=letters)
+    return page.crop(page.getbbox())
+
+
 @functools.cache
 def font(cap_height: int) -> ImageFont.FreeTypeFont:
-    """Pillow's built-in font in the smallest size whose capitals are this many pixels high."""
-    size = cap_height
-    while ink_size("H", font_of_size(size))[1] < cap_height:
-        size += 1
-    return font_of_size(size)
+    """Pillow's built-in font in the largest size whose capitals are not higher than this many pixels.
 
-
-@functools.cache
-def font_of_size(size: int) -> ImageFont.FreeTypeFont:
-    """Loaded once: reading the font takes longer than drawing with it."""
-    return ImageFont.load_default(size=size)
-
-
-def ink_size(text: str, letters: ImageFont.FreeTypeFont) -> tuple[int, int]:
-    """Width and height in pixels of what is painted."""
-    left, top, right, bottom = letters.getbbox(text)
-    return right - left, bottom - top
+    That is one pixel less where hinting skips a height. Kept, for reading the font takes longer than printing with it.
+    """
+    letters = larger = ImageFont.load_default(size=cap_height)  # a size is more than the height of its capitals
+    while print_ink("H", larger).height <= cap_height:
+        letters, larger = larger, ImageFont.load_default(size=larger.size + 0.25)
+    return letters
 
 
 def draw_sign(rng: random.Random, skill: str, canvas: str) -> Task:
@@ -168,12 +171,12 @@ def place_text(
     """A sign with this text wholly inside; width and height are drawn from `sides`, the ranges they may have."""
     while True:
         cap_height = rng.randint(*cap_heights)
-        ink = ink_size(text, font(cap_height))
-        lows = [max(low, extent + 2 * MARGIN) for (low, _), extent in zip(sides, ink, strict=True)]
+        wide, tall = ink(text, cap_height).size
+        lows = [max(low, extent + 2 * MARGIN) for (low, _), extent in zip(sides, (wide, tall), strict=True)]
         if all(low <= high for low, (_, high) in zip(lows, sides, strict=True)):
             break
     width, height = (rng.randint(low, high) for low, (_, high) in zip(lows, sides, strict=True))
-    left, top = rng.randint(MARGIN, width - ink[0] - MARGIN), rng.randint(MARGIN, height - ink[1] - MARGIN)
+    left, top = rng.randint(MARGIN, width - wide - MARGIN), rng.randint(MARGIN, height - tall - MARGIN)
     rgb, background = colours
     return Sign(width, height, background, rgb, text, cap_height, left, top)
 
