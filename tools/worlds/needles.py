@@ -123,10 +123,10 @@ def hide(rng: random.Random, needles: list[str], num_tokens: int) -> str:
     room = num_tokens * CHARACTERS_PER_TOKEN - sum(map(len, needles))
     filler: list[str] = []
     for sentence in draw_sentences(rng):
-        room -= len(sentence) + 1
-        if room < 0:
+        if room < len(sentence) / 2:
             break
         filler.append(sentence)
+        room -= len(sentence) + 1
     places = [rng.randint(0, len(filler)) for _ in needles]
     for place, needle in sorted(zip(places, needles, strict=True), reverse=True):
         filler.insert(place, needle)
