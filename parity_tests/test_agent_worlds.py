@@ -332,14 +332,17 @@ def test_the_crop_is_the_part_of_the_picture_that_was_asked_for():
 
 
 def test_an_argument_read_off_a_picture_is_what_the_picture_shows():
+    worlds = set()
     for episode in episodes("tools.picture", 60):
         [(_, arguments)] = demonstrated_calls(episode)
-        listing = episode.key.removeprefix("picture:")
+        listing = episode.key.partition(":")[2]  # of shapes, or the text of a sign
+        worlds.add(episode.key.partition(":")[0])
         [value] = arguments.values()
         if isinstance(value, int):
             assert value == len(re.findall(counted_kinds(episode), listing))
         else:
             assert value in listing
+    assert worlds == {"picture", "text"}
 
 
 def counted_kinds(episode: Episode) -> str:

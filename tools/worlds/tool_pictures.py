@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from . import pictures
+from . import pictures, signs
 from .demonstration import Environment, Episode, Turn, look_up
 from .pictures import PLACES, Scene, Shape, boxes_touch, draw_scene, listing, matching, phrase
 from .task import weighted
@@ -20,6 +20,7 @@ from .tool_words import (
     SET_VERBS,
     draw_name,
     draw_new_value,
+    draw_until,
     keep,
     names,
     says_only,
@@ -46,15 +47,17 @@ def show(rng: random.Random, image: Image.Image, question: str) -> list[dict]:
 
 def draw_picture_call(rng: random.Random, split: str, canvas: str = "full", num_shapes: Sequence[int] = (1, 2, 3, 4),
                       num_tools: Sequence[int] = (1, 2, 3)) -> Episode:  # fmt: skip
-    """Read a color, a shape or a number of shapes off a picture and call a tool with it."""
-    form = weighted(rng, {"color": 4, "shape": 3, "count": 2})
-    while True:
-        scene = draw_scene(rng, canvas, num_shapes)
-        shape = rng.choice(scene.shapes)
-        if form == "count" or len(matching(scene, None, shape.kind)) == 1:
-            break
-    ask = {"color": ask_color, "shape": ask_shape, "count": ask_count}[form]
-    tool, question, seen, arguments, result, content, value, words = ask(rng, split, scene, shape)
+    """Read a color, a shape, a number of shapes or a printed text off a picture and call a tool with it."""
+    form = weighted(rng, {"color": 4, "shape": 3, "count": 2, "sign": 4})
+    if form == "sign":
+        medium = signs.draw_sign(rng, "signs.read", canvas).medium
+        listed, asked = signs.spell(medium.text), ask_sign(rng, split, medium)
+    else:
+        medium = draw_until(lambda: draw_scene(rng, canvas, num_shapes), lambda scene: form == "count" or unique(scene))
+        shape = rng.choice(medium.shapes if form == "count" else unique(medium))
+        ask = {"color": ask_color, "shape": ask_shape, "count": ask_count}[form]
+        listed, asked = listing(medium), ask(rng, split, medium, shape)
+    tool, question, seen, arguments, result, content, value, words = asked
     call = (tool["function"]["name"], arguments)
     others = [other.declaration for other in draw_tools(rng, split, rng.choice(num_tools) - 1)
               if other.name != call[0] and other.noun not in call[0]]  # fmt: skip
@@ -62,11 +65,18 @@ def draw_picture_call(rng: random.Random, split: str, canvas: str = "full", num_
     otherwise = rng.choice(NOT_FOUND)
     question = pictures.american(rng, vary_words(rng, question))
     return Episode(
-        "tools.picture", show(rng, scene.paint(), question), tools, scene.key,
-        (Turn(f"{listing(scene)}\n{seen}: {call[0]}.", "", (call,)), Turn(content, content)),
+        "tools.picture", show(rng, medium.paint(), question), tools, medium.key,
+        (Turn(f"{listed}\n{seen}: {call[0]}.", "", (call,)), Turn(content, content)),
         lambda: Environment(tools, look_up([(call, result)], otherwise)),
-        lambda answer, environment: environment.made([call]) and says_only(answer, [(value, words)]), value,
+        lambda answer, environment: environment.made([call]) and says_only(
+            answer, [(value, words)], map(str, arguments.values()) if form == "sign" else ()),
+        value,
     )  # fmt: skip
+
+
+def unique(scene: Scene) -> list[Shape]:
+    """The shapes that are alone of their kind."""
+    return [shape for shape in scene.shapes if len(matching(scene, None, shape.kind)) == 1]
 
 
 def ask_color(rng: random.Random, split: str, _scene: Scene, shape: Shape) -> tuple:
@@ -101,6 +111,21 @@ def ask_shape(rng: random.Random, split: str, scene: Scene, shape: Shape) -> tup
     result = report(weighted(rng, STYLES), noun, value, attribute.kind)
     fact = f"The {noun} of the {thing} is {value}."
     return tool, question, f"It is the {thing}", {parameter: thing}, result, fact, value, [noun]
+
+
+def ask_sign(rng: random.Random, split: str, sign: signs.Sign) -> tuple:
+    """Ask a tool about what is printed on a sign."""
+    name = draw_name(rng, GET_VERBS, [attribute.noun for attribute in ATTRIBUTES], split)
+    attribute = next(attribute for attribute in ATTRIBUTES if name.endswith(f"_{attribute.noun}"))
+    noun, parameter = attribute.noun, weighted(rng, ITEM_PARAMETERS)
+    tool = declare(name, f"The {noun} of an item.", {parameter: {"type": "string"}}, [parameter])
+    value = draw_new_value(rng, attribute.kind, [sign.text])
+    forms = {"What is the {n} of the item on the sign?": 3, "Read the sign and find the {n} of it.": 2,
+             "Find the {n} of what the sign says.": 2, "The sign names an item. What is its {n}?": 1}  # fmt: skip
+    question = weighted(rng, forms).format(n=noun)
+    result = report(weighted(rng, STYLES), noun, value, attribute.kind)
+    fact = f"The {noun} of {sign.text} is {value}."
+    return tool, question, f"The sign says {sign.text}", {parameter: sign.text}, result, fact, value, [noun]
 
 
 def ask_count(rng: random.Random, split: str, scene: Scene, shape: Shape) -> tuple:

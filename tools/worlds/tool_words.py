@@ -6,7 +6,7 @@ while every verb and most nouns occur in both.
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,7 +193,7 @@ def names(text: str, value: str) -> bool:
     return find_words(text, value) is not None
 
 
-def says_only(content: str, expected: Sequence[tuple[str, Sequence[str]]], allowed: Sequence[str] = ()) -> bool:
+def says_only(content: str, expected: Sequence[tuple[str, Sequence[str]]], allowed: Iterable[str] = ()) -> bool:
     """Whether the content gives each of these values once, after the words that tell whose value it is.
 
     expected: each value with those words. Numbers and codes besides must be in `allowed`.
