@@ -7,7 +7,7 @@ from typing import Any
 from . import swarm, tool_chains, tool_pictures, tool_questions
 from .demonstration import Environment, Episode, Turn, play
 from .sample import SPLITS
-from .task import is_held_out
+from .task import is_of_split
 
 __all__ = ["SKILLS", "Environment", "Episode", "Turn", "draw_episode", "play"]
 
@@ -31,5 +31,5 @@ def draw_episode(skill: str, seed: int, index: int, split: str = "train", **diff
     rng = random.Random(f"{skill} {seed} {split} {index}")
     while True:
         episode = SKILLS[skill](rng, split, **difficulty)
-        if is_held_out(episode.key) == (split == "held-out"):
+        if is_of_split(episode.key, split):
             return episode

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .demonstration import Call, Environment, Episode, Result, Turn, look_up
-from .task import is_held_out, join_words, weighted
+from .task import is_of_split, join_words, weighted
 from .tool_questions import mask_admission, open_conversation
 from .tool_requests import STYLES, draw_tools, report
 from .tool_schema import Declaration, declare, name_of
@@ -184,7 +184,7 @@ def says_each(content: str, parts: Sequence[Part]) -> bool:
 
 def draw_work(rng: random.Random, split: str, num_parts: Sequence[int]) -> Work:
     """A task of this split."""
-    return draw_until(lambda: compose(rng, split, num_parts), lambda work: is_held_out(work.key) == (split != "train"))
+    return draw_until(lambda: compose(rng, split, num_parts), lambda work: is_of_split(work.key, split))
 
 
 def compose(rng: random.Random, split: str, num_parts: Sequence[int]) -> Work:

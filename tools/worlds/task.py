@@ -70,11 +70,16 @@ def is_held_out(key: str) -> bool:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 10 == 0
 
 
+def is_of_split(key: str, split: str) -> bool:
+    """Whether what has this key may be asked about in this split."""
+    return is_held_out(key) == (split == "held-out")
+
+
 def draw_of_split(split: str, draw: Callable[[], str], key_of: Callable[[str], str]) -> str:
     """Draw one of several contents of a question until it belongs to the split by itself."""
     while True:
         content = draw()
-        if is_held_out(key_of(content)) == (split == "held-out"):
+        if is_of_split(key_of(content), split):
             return content
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from . import pictures, signs
 from .demonstration import Environment, Episode, Turn, look_up
 from .pictures import PLACES, Scene, Shape, boxes_touch, draw_scene, listing, matching, phrase
-from .task import weighted
+from .task import is_of_split, weighted
 from .tool_requests import OK, STYLES, draw_tools, report
 from .tool_schema import declare
 from .tool_words import (
@@ -50,10 +50,15 @@ def draw_picture_call(rng: random.Random, split: str, canvas: str = "full", num_
     """Read a color, a shape, a number of shapes or a printed text off a picture and call a tool with it."""
     form = weighted(rng, {"color": 4, "shape": 3, "count": 2, "sign": 4})
     if form == "sign":
-        medium = signs.draw_sign(rng, "signs.read", canvas).medium
+        medium = draw_until(
+            lambda: signs.draw_sign(rng, "signs.read", canvas).medium, lambda sign: is_of_split(sign.key, split)
+        )
         listed, asked = signs.spell(medium.text), ask_sign(rng, split, medium)
     else:
-        medium = draw_until(lambda: draw_scene(rng, canvas, num_shapes), lambda scene: form == "count" or unique(scene))
+        medium = draw_until(
+            lambda: draw_scene(rng, canvas, num_shapes),
+            lambda scene: is_of_split(scene.key, split) and (form == "count" or unique(scene)),
+        )
         shape = rng.choice(medium.shapes if form == "count" else unique(medium))
         ask = {"color": ask_color, "shape": ask_shape, "count": ask_count}[form]
         listed, asked = listing(medium), ask(rng, split, medium, shape)
@@ -155,7 +160,7 @@ def draw_crop(rng: random.Random, split: str, canvas: str = "full", num_shapes: 
         inside = [shape for shape in scene.shapes if shape.place == place]
         seen = [shape for shape in scene.shapes if boxes_touch(shape.box, box, gap=0)]
         is_whole = seen == inside and all(contains(box, shape.box) for shape in inside)
-        if is_whole and min(box[2] - box[0], box[3] - box[1]) >= SMALLEST_CROP:
+        if is_of_split(scene.key, split) and is_whole and min(box[2] - box[0], box[3] - box[1]) >= SMALLEST_CROP:
             break
     plain = rng.random() < 0.5
     name = "crop" if plain else draw_name(rng, CROP_VERBS, CROP_NOUNS, split)

@@ -9,7 +9,7 @@ from . import arithmetic, self_knowledge
 from .arithmetic import draw_numbers
 from .demonstration import Environment, Episode, Turn, look_up, play
 from .self_knowledge import draw_outside, draw_self
-from .task import is_held_out, join_words, weighted
+from .task import is_of_split, join_words, weighted
 from .tool_requests import STYLES, Request, Tool, draw_getter, draw_request, draw_tools
 from .tool_words import NOT_FOUND, draw_items, draw_until, names, says_only, spell_out, vary_words
 
@@ -60,9 +60,7 @@ def draw_choose(rng: random.Random, split: str, num_tools: Sequence[int] = (2, 3
     tools = draw_tools(rng, split, rng.choice(num_tools))
     history = []
     if rng.random() < HISTORY_SHARE:
-        earlier = draw_until(
-            lambda: ask_one(rng, split, tools), lambda past: is_held_out(past.key) == (split != "train")
-        )
+        earlier = draw_until(lambda: ask_one(rng, split, tools), lambda past: is_of_split(past.key, split))
         history, _ = play(earlier)
     return ask_one(rng, split, tools, history)
 

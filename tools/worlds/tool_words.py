@@ -12,7 +12,7 @@ from typing import Any
 
 from .pictures import COLOURS
 from .self_knowledge import FILLERS, invent_name
-from .task import is_held_out, vary, weighted
+from .task import is_of_split, vary, weighted
 
 GET_VERBS = (
     "get", "find", "read", "check", "show", "fetch", "load", "see", "ask", "tell", "look_up", "query", "search",
@@ -101,7 +101,7 @@ def draw_until(draw: Callable[[], Any], accept: Callable[[Any], bool]) -> Any:
 
 def belongs(kind: str, text: str, split: str) -> bool:
     """Whether this name or item may occur in this split."""
-    return is_held_out(f"{kind}:{text}") == (split == "held-out")
+    return is_of_split(f"{kind}:{text}", split)
 
 
 def draw_name(rng: random.Random, verbs: Sequence[str], nouns: Sequence[str], split: str) -> str:
