@@ -168,17 +168,15 @@ def judge_drawing(answer: str, truth: Scene) -> bool:
     drawing = parse(answer)
     if drawing is None or (drawing.width, drawing.height) != (truth.width, truth.height):
         return False
+    shapes, ground = list(drawing.elements), (255, 255, 255)
     canvas = (0, 0, truth.width, truth.height)
-    first, *others = [*drawing.elements, None]
-    if first and first.kind == "rect" and is_near(first.box, canvas, truth):
-        ground, others = first.fill, others[:-1]
-    else:
-        ground, others = (255, 255, 255), list(drawing.elements)
+    if shapes and shapes[0].kind == "rect" and is_near(shapes[0].box, canvas, truth):
+        ground = shapes.pop(0).fill
     return (
         is_fill(ground, truth.background)
-        and len(others) == len(truth.shapes)
+        and len(shapes) == len(truth.shapes)
         and any(
-            all(map(is_shape, order, truth.shapes, itertools.repeat(truth))) for order in itertools.permutations(others)
+            all(map(is_shape, order, truth.shapes, itertools.repeat(truth))) for order in itertools.permutations(shapes)
         )
     )
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .pictures import COLOURS, american, draw_background, draw_ink, plain_background
+from .pictures import COLOURS, draw_background, draw_ink, plain_background
 from .task import Task, vary, weighted
 
 MARGIN = 2  # pixels between the ink and the edge
@@ -115,7 +115,8 @@ def ink(text: str, cap_height: int) -> Image.Image:
 
 
 def print_ink(text: str, letters: ImageFont.FreeTypeFont) -> Image.Image:
-    left, top, right, bottom = letters.getbbox(text)  # with the space before the first letter
+    """The same in a font as it is. Pillow's own box of a text includes the space before the first letter."""
+    left, top, right, bottom = letters.getbbox(text)
     page = Image.new("L", (right - left + 2 * EDGE, bottom - top + 2 * EDGE))
     ImageDraw.Draw(page).text((EDGE - left, EDGE - top), text, fill=255, font=letters)
     return page.crop(page.getbbox())
@@ -139,7 +140,7 @@ def draw_sign(rng: random.Random, skill: str, canvas: str) -> Task:
     text = draw_text(rng, FORMS, difficulty.most_characters)
     colours = draw_colours(rng, difficulty.is_plain)
     sign = place_text(rng, text, colours, (difficulty.sides, difficulty.sides), difficulty.cap_heights)
-    question = vary(rng, american(rng, weighted(rng, QUESTIONS)))
+    question = vary(rng, weighted(rng, QUESTIONS))
     return Task(skill, question, spell(text), f"The sign says {text}.", sign.key, judge_text, text, medium=sign)
 
 
