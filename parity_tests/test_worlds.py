@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import re
 import shutil
 from decimal import Decimal
@@ -21,8 +22,8 @@ from reference.video import chunk_patches
 from tools import evaluate, vocabulary
 from tools.nano_checkpoint import PREPROCESSOR
 from tools.worlds import arithmetic, pictures, videos
-from tools.worlds.sample import SKILLS, draw, skills_of
-from tools.worlds.task import is_held_out
+from tools.worlds.sample import SKILLS, draw, draw_task, skills_of
+from tools.worlds.task import Level, is_held_out
 
 NUMBER = r"\d+(?:\.\d+)?"
 EQUATION = rf"(?<![\d.])({NUMBER}(?: ?[-+x] ?{NUMBER})*) ?= ?(-?{NUMBER})(?![\d.])"
@@ -128,7 +129,7 @@ def scenes(num: int, canvas: str = "full"):
         sample = draw("pictures.describe", 3, index, canvas=canvas)
         content = next(message for message in sample.messages if message["role"] == "user")["content"]
         image = next(part["image"] for part in content if part["type"] == "image")
-        yield sample.task.scene, np.asarray(image, dtype=int)                          # (height, width, 3)
+        yield sample.task.medium, np.asarray(image, dtype=int)                          # (height, width, 3)
 
 
 def visible(shape: pictures.Shape, pixels: np.ndarray) -> np.ndarray:
@@ -195,7 +196,7 @@ def test_questions_about_one_shape_have_one_answer():
     for skill in ("pictures.colour", "pictures.shape", "pictures.place_of"):
         for index in range(300):
             sample = draw(skill, 0, index)
-            scene, words = sample.task.scene, set(pictures.words_of(sample.task.question))
+            scene, words = sample.task.medium, set(pictures.words_of(sample.task.question))
             kinds, colours = words & set(pictures.KINDS), words & set(pictures.COLOURS)
             if kinds or colours:
                 assert len(pictures.matching(scene, *(next(iter(named), None) for named in (colours, kinds)))) == 1
@@ -238,7 +239,7 @@ def test_every_frame_is_stored_and_nothing_is_lost():
     for skill in skills_of("videos"):
         for sample, frames in clips(skill, 40):
             assert [frame.tolist() for frame in frames] == [
-                np.asarray(image).tolist() for image in sample.task.clip.paint()
+                np.asarray(image).tolist() for image in sample.task.medium.paint()
             ]
             counts.add(len(frames))
     assert counts == set(range(2, 17))
@@ -284,7 +285,7 @@ def test_thinking_names_the_first_and_the_last_frame():
         for index in range(60):
             sample = draw(skill, 1, index, thinking=True)
             first, last = (line.partition(": ")[2] for line in sample.reasoning_content.splitlines())
-            scenes = sample.task.clip.scenes
+            scenes = sample.task.medium.scenes
             assert (first, last) == (pictures.listing(scenes[0]), pictures.listing(scenes[-1])) and first != last
             for scene in scenes:
                 [shape] = scene.shapes
@@ -298,7 +299,7 @@ def test_the_media_pipeline_sees_every_frame_of_a_clip():
         for index in range(5):
             sample = draw(skill, 2, index)
             prompt = processor.prompt(sample.messages)
-            frames = sample.task.clip.paint()
+            frames = sample.task.medium.paint()
             parts = [chunk_patches(frames[i : i + 4], processor.media_config) for i in range(0, len(frames), 4)]
             assert np.array_equal(prompt.pixel_values, np.concatenate([pixels for pixels, _ in parts]))
             assert np.array_equal(prompt.grid_thws, np.stack([grid for _, grid in parts]))
@@ -347,9 +348,11 @@ def test_the_same_seed_and_index_give_the_same_sample(name):
 
 @pytest.mark.parametrize("skill", SKILLS)
 def test_training_and_held_out_never_share_content(skill):
-    trained, held_out = (
-        {draw(skill, 0, index, split).content_key for index in range(300)} for split in ("train", "held-out")
-    )
+    def content_keys(split):  # of tasks, which need not be painted
+        rng, level = random.Random(f"{skill} {split}"), Level(split, "full", (1, 2, 3, 4), 300)
+        return {draw_task(rng, skill, level).key for _ in range(300)}
+
+    trained, held_out = content_keys("train"), content_keys("held-out")
     assert not (trained & held_out) - {None}
     assert all(is_held_out(key) for key in held_out - {None})
     assert skill.startswith("self") or None not in trained | held_out
@@ -467,7 +470,7 @@ def test_a_model_that_says_the_targets_scores_everything(random_model, capsys, m
 @pytest.mark.parametrize("skill", skills_of("pictures"))
 def test_evaluation_asks_about_every_number_of_shapes_equally_often(skill):
     options = evaluate.parse([])
-    counts = [len(evaluate.draw_question(skill, index, options).task.scene.shapes) for index in range(40)]
+    counts = [len(evaluate.draw_question(skill, index, options).task.medium.shapes) for index in range(40)]
     assert [counts.count(count) for count in (1, 2, 3, 4)] == [10, 10, 10, 10]
 
 

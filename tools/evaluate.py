@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from .worlds.sample import Sample
 
-CONVERSATION = "conversation"  # a skill of this program: the last question of several turns
 NUM_FAILURES = 5
 Z_95 = 1.959964                # two-sided 95 % of the normal distribution
 
@@ -77,12 +76,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--backend", choices=("reference", "optimized"), default="reference",
                         help="which code runs the model (default: reference)")
     parser.add_argument("--skill", action="append", metavar="NAME",
-                        help="a skill (numbers.add), a group (numbers) or conversation; repeatable (default: all)")
+                        help="a skill (numbers.add), a group (numbers) or conversation; repeatable (default: what the "
+                             "shipped model was trained on)")
     parser.add_argument("--n", type=int, default=200, metavar="N", help="questions per skill (default: 200)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="other seed, other questions (default: 0)")
     parser.add_argument("--instant", action="store_true", help="answer without thinking first")
     parser.add_argument("--shapes", type=int, choices=(1, 2, 3, 4), metavar="N",
                         help="pictures with exactly N shapes (default: one to four in turn)")
+    parser.add_argument("--tokens", type=int, metavar="N",
+                        help="long texts of about N tokens (default: 1,000 to 16,000)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0, greedy")
     parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="when sampling (default: 0.95)")
     parser.add_argument("--max-new-tokens", type=int, default=400, metavar="N",
@@ -91,9 +93,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON object, with the first wrong answers")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     options = parser.parse_args(argv)
-    for name in ("n", "batch", "max_new_tokens"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected at least 1")
+    for name in ("n", "batch", "max_new_tokens", "tokens"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} is {value}; expected at least 1")
     return options
 
 
@@ -117,10 +120,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def choose_skills(names: Sequence[str] | None) -> list[str]:
     """The skills to measure, in their usual order. Raises UsageError for a name that is none."""
-    from .worlds.sample import SKILLS, skills_of
+    from .worlds.sample import CONVERSATION, SKILLS, TRAINED, skills_of
 
     chosen: set[str] = set()
-    for name in names or [*SKILLS, CONVERSATION]:
+    for name in names or TRAINED:
         found = [CONVERSATION] if name == CONVERSATION else skills_of(name)
         if not found:
             groups = sorted({skill.partition(".")[0] for skill in SKILLS})
@@ -164,7 +167,8 @@ def draw_question(skill: str, index: int, options: argparse.Namespace) -> "Sampl
     from .worlds.sample import draw
 
     shapes = [options.shapes or 1 + index % 4]
-    return draw(skill, options.seed, index, "held-out", thinking=not options.instant, num_shapes=shapes)
+    return draw(skill, options.seed, index, "held-out", thinking=not options.instant, num_shapes=shapes,
+                num_tokens=options.tokens)
 
 
 def batches(n: int, size: int) -> Iterator[range]:

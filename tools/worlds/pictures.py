@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image, ImageDraw
 
@@ -93,6 +93,7 @@ class Shape:
 class Scene:
     """A whole picture before it is painted; `shapes` stand in the reading order of their places."""
 
+    lead_ins: ClassVar[tuple[str, ...]] = LEAD_INS
     width: int
     height: int
     background: tuple[int, int, int]
@@ -102,6 +103,13 @@ class Scene:
     def key(self) -> str:
         """What the picture shows, in words, which is what held-out pictures never share with training."""
         return "picture:" + listing(self)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    def parts(self) -> list[dict[str, Any]]:
+        return [{"type": "image", "image": self.paint()}]
 
     def paint(self) -> Image.Image:
         """The picture as pixels."""
@@ -119,14 +127,18 @@ class Scene:
         return image
 
 
-def draw_scene(rng: random.Random, canvas: str, num_shapes: Sequence[int]) -> Scene:
-    """A random scene with one of `num_shapes` shapes, on a canvas of a kind named in CANVASES."""
+def draw_scene(rng: random.Random, canvas: str, num_shapes: Sequence[int], step: int = 1) -> Scene:
+    """A random scene with one of `num_shapes` shapes, on a canvas of a kind named in CANVASES.
+
+    The sides are multiples of `step` where the bounds of the canvas are.
+    """
     low, high = CANVASES[canvas]
-    width, height = rng.randint(low, high), rng.randint(low, high)
+    width, height = rng.randrange(low, high + 1, step), rng.randrange(low, high + 1, step)
     count = rng.choice(num_shapes)
     while True:
         shapes = draw_shapes(rng, width, height, count, ("medium", "large") if canvas == "plain" else tuple(SIZES))
-        background = shapes and (plain_background(shapes) if canvas == "plain" else draw_background(rng, shapes))
+        inks = [shape.rgb for shape in shapes]
+        background = inks and (plain_background(inks) if canvas == "plain" else draw_background(rng, inks))
         if background:
             return Scene(width, height, background, tuple(sorted(shapes, key=lambda shape: PLACES.index(shape.place))))
 
@@ -153,8 +165,13 @@ def draw_shape(rng: random.Random, width: int, height: int, place: str, sizes: S
     row, column = divmod(PLACES.index(place), 3)
     left = draw_position(rng, width, column, extent)
     top = draw_position(rng, height, row, tall)
-    rgb = tuple(max(0, min(255, channel + rng.randint(-12, 12))) for channel in COLOURS[colour])
-    return Shape(colour, kind, size, place, rgb, (left, top, left + extent, top + tall))
+    return Shape(colour, kind, size, place, draw_ink(rng, colour), (left, top, left + extent, top + tall))
+
+
+def draw_ink(rng: random.Random, colour: str) -> tuple[int, int, int]:
+    """This colour as pixels have it: each channel up to 12 off."""
+    red, green, blue = (max(0, min(255, channel + rng.randint(-12, 12))) for channel in COLOURS[colour])
+    return red, green, blue
 
 
 def draw_position(rng: random.Random, side: int, third: int, extent: int) -> int:
@@ -169,22 +186,22 @@ def boxes_touch(a: Sequence[int], b: Sequence[int], gap: int) -> bool:
     return a[0] < b[2] + gap and b[0] < a[2] + gap and a[1] < b[3] + gap and b[1] < a[3] + gap
 
 
-def draw_background(rng: random.Random, shapes: Sequence[Shape]) -> tuple[int, int, int] | None:
-    """Any colour far enough from every shape; often one that people use. None if none was found."""
+def draw_background(rng: random.Random, inks: Sequence[tuple[int, int, int]]) -> tuple[int, int, int] | None:
+    """Any colour far enough from all that is on it; often one that people use. None if none was found."""
     for attempt in range(40):
         if attempt == 0 and rng.random() < 0.35:
             colour = rng.choice(COMMON_BACKGROUNDS)
         else:
             colour = (rng.randrange(256), rng.randrange(256), rng.randrange(256))
-        if all(math.dist(colour, shape.rgb) >= BACKGROUND_DISTANCE for shape in shapes):
+        if all(math.dist(colour, ink) >= BACKGROUND_DISTANCE for ink in inks):
             return colour
     return None
 
 
-def plain_background(shapes: Sequence[Shape]) -> tuple[int, int, int] | None:
-    """White, or else black or grey: the first that is far enough from every shape."""
+def plain_background(inks: Sequence[tuple[int, int, int]]) -> tuple[int, int, int] | None:
+    """White, or else black or grey: the first that is far enough from all that is on it."""
     plain = ((255, 255, 255), (0, 0, 0), (128, 128, 128))
-    distances = ((colour, min(math.dist(colour, shape.rgb) for shape in shapes)) for colour in plain)
+    distances = ((colour, min(math.dist(colour, ink) for ink in inks)) for colour in plain)
     return next((colour for colour, distance in distances if distance >= BACKGROUND_DISTANCE), None)
 
 
@@ -224,7 +241,7 @@ def ask(rng: random.Random, skill: str, scene: Scene) -> Task | None:
     question, notes, content, truth = asked
     question = vary(rng, american(rng, question))
     reasoning = listing(scene) + (f"\n{notes}" if notes else "")
-    return Task(skill, question, reasoning, content, scene.key, JUDGES[skill], truth, scene=scene)
+    return Task(skill, question, reasoning, content, scene.key, JUDGES[skill], truth, medium=scene)
 
 
 def american(rng: random.Random, question: str) -> str:

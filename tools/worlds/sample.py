@@ -4,18 +4,32 @@ A name picks a whole world (`numbers`), one skill (`numbers.add`) or `conversati
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import arithmetic, pictures, self_knowledge, videos
-from .task import Task, is_held_out, weighted
+from . import arithmetic, documents, drawings, needles, pictures, self_knowledge, signs, videos
+from .task import SPLITS, Level, Task, weighted
 
 SKILLS: dict[str, float] = {
-    **arithmetic.SKILLS, **pictures.SKILLS, **videos.SKILLS, **self_knowledge.SKILLS, **self_knowledge.OUTSIDE_SKILLS
+    **arithmetic.SKILLS, **pictures.SKILLS, **signs.SKILLS, **drawings.SKILLS, **videos.SKILLS, **documents.SKILLS,
+    **needles.SKILLS, **self_knowledge.SKILLS, **self_knowledge.OUTSIDE_SKILLS,
 }  # fmt: skip
-THINKING_SHARE = {"numbers": 0.8, "pictures": 0.5, "videos": 0.5, "self": 0.5, "outside": 0.5}
-SPLITS = ("train", "held-out")
+CONVERSATION = "conversation"  # the last question of several turns that mix worlds
+# What the shipped model was trained on: worlds of which it is fair to expect something. It grows with the training.
+TRAINED = ("numbers", "pictures", "self", "outside", CONVERSATION)
+WORLDS: dict[str, Callable[[random.Random, str, Level], Task]] = {
+    "numbers": lambda rng, skill, level: arithmetic.draw_numbers(rng, skill),
+    "pictures": lambda rng, skill, level: pictures.draw_picture(rng, skill, level.canvas, level.num_shapes),
+    "signs": lambda rng, skill, level: signs.draw_sign(rng, skill, level.canvas),
+    "svg": lambda rng, skill, level: drawings.draw_drawing(rng, skill, level.canvas, level.num_shapes),
+    "videos": lambda rng, skill, level: videos.draw_video(rng, skill, level.canvas),
+    "documents": lambda rng, skill, level: documents.draw_document(rng, skill, level.split, level.canvas),
+    "needles": lambda rng, skill, level: needles.draw_needle(rng, skill, level.split, level.num_tokens),
+    "self": lambda rng, skill, level: self_knowledge.draw_self(rng, skill),
+    "outside": lambda rng, skill, level: self_knowledge.draw_outside(rng, skill),
+}
+THINKING_SHARE = dict.fromkeys(WORLDS, 0.5) | {"numbers": 0.8}
 SYSTEMS = (
     "You are a helpful assistant.", "You are Kimi, an AI assistant created by Moonshot AI.", "Answer briefly.",
     "You are a friendly tutor.", "Be concise.", "Answer in English.",
@@ -30,7 +44,7 @@ class Sample:
     """A conversation that ends with a user's message, the reply it should get, and how to judge another reply.
 
     `messages` are in the OpenAI format; a picture is a part `{"type": "image", "image": PIL.Image}`, a video
-    `{"type": "video", "video": bytes}`.
+    `{"type": "video", "video": bytes}`, a document `{"type": "pdf", "pdf": bytes}` or its rendered pages.
     `reasoning_content` is empty in instant mode. `skill` is that of the last question.
     """
 
@@ -54,56 +68,46 @@ def skills_of(name: str) -> list[str]:
 
 def draw(
     name: str, seed: int, index: int, split: str = "train", *, thinking: bool | None = None,
-    canvas: str = "full", num_shapes: Sequence[int] = (1, 2, 3, 4),
+    canvas: str = "full", num_shapes: Sequence[int] = (1, 2, 3, 4), num_tokens: int | None = None,
 ) -> Sample:  # fmt: skip
     """Example number `index` of this world, skill or `conversation`; `thinking` None mixes both modes.
 
     `canvas` ('small', 'full') and `num_shapes` shape the pictures: a training starts easy, the default is the test.
-    A video has one shape, whatever `num_shapes` says.
-    Training and held-out examples never share content (see `Task.key`).
+    A video has one shape, whatever `num_shapes` says. `num_tokens` is the length of a long text; None mixes lengths.
+    Training and held-out examples never share content (see `Task.belongs_to`).
     """
     assert split in SPLITS, split
     rng = random.Random(f"{name} {seed} {split} {index}")
-    if name == "conversation":
-        return draw_conversation(rng, split, thinking, canvas, num_shapes)
-    task = draw_task(rng, name, split, canvas, num_shapes)
-    return make_sample(rng, [task], thinking)
+    level = Level(split, canvas, num_shapes, num_tokens)
+    if name == CONVERSATION:
+        return draw_conversation(rng, level, thinking)
+    return make_sample(rng, [draw_task(rng, name, level)], thinking)
 
 
-def draw_task(rng: random.Random, name: str, split: str, canvas: str, num_shapes: Sequence[int]) -> Task:
-    """Draw until the content belongs to this split."""
+def draw_task(rng: random.Random, name: str, level: Level) -> Task:
+    """Draw until the content belongs to the split."""
     skill = weighted(rng, {skill: SKILLS[skill] for skill in skills_of(name)})
     while True:
-        world = skill.partition(".")[0]
-        if world == "numbers":
-            task = arithmetic.draw_numbers(rng, skill)
-        elif world == "pictures":
-            task = pictures.draw_picture(rng, skill, canvas, num_shapes)
-        elif world == "videos":
-            task = videos.draw_video(rng, skill, canvas)
-        elif world == "self":
-            task = self_knowledge.draw_self(rng, skill)
-        else:
-            task = self_knowledge.draw_outside(rng, skill)
-        if task.key is None or is_held_out(task.key) == (split == "held-out"):
+        task = WORLDS[skill.partition(".")[0]](rng, skill, level)
+        if task.belongs_to(level.split):
             return task
 
 
-def draw_conversation(
-    rng: random.Random, split: str, thinking: bool | None, canvas: str, num_shapes: Sequence[int]
-) -> Sample:
+def draw_conversation(rng: random.Random, level: Level, thinking: bool | None) -> Sample:
     """Two to four turns; a picture may be asked about again in the turn after it, without being sent again."""
     tasks: list[Task] = []
     for _ in range(rng.randint(2, 4)):
         again = ask_again(rng, tasks[-1]) if tasks and rng.random() < 0.4 else None
         world = weighted(rng, {"numbers": 4, "pictures": 4, "self": 1, "outside": 1})
-        tasks.append(again or draw_task(rng, world, split, canvas, num_shapes))
+        tasks.append(again or draw_task(rng, world, level))
     return make_sample(rng, tasks, thinking)
 
 
 def ask_again(rng: random.Random, task: Task) -> Task | None:
     """Another question about the picture of this task, if it has one."""
-    return pictures.ask(rng, weighted(rng, pictures.SKILLS), task.scene) if task.scene else None
+    if not isinstance(task.medium, pictures.Scene):
+        return None
+    return pictures.ask(rng, weighted(rng, pictures.SKILLS), task.medium)
 
 
 def make_sample(rng: random.Random, tasks: Sequence[Task], thinking: bool | None) -> Sample:
@@ -117,8 +121,8 @@ def make_sample(rng: random.Random, tasks: Sequence[Task], thinking: bool | None
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     seen = None
     for turn in tasks:
-        messages.append({"role": "user", "content": user_content(rng, turn, show=turn.scene is not seen)})
-        seen = turn.scene
+        messages.append({"role": "user", "content": user_content(rng, turn, show=turn.medium is not seen)})
+        seen = turn.medium
         if turn is not task:
             messages.append({"role": "assistant", "content": turn.content})
     reasoning = task.reasoning_content if thinking else ""
@@ -126,17 +130,17 @@ def make_sample(rng: random.Random, tasks: Sequence[Task], thinking: bool | None
 
 
 def user_content(rng: random.Random, task: Task, show: bool) -> str | list[dict[str, Any]]:
-    """The question, with its picture or video before, after or between text."""
-    if task.clip is not None:
-        medium, lead_ins = {"type": "video", "video": task.clip.encode()}, videos.LEAD_INS
-    elif task.scene is not None and show:
-        medium, lead_ins = {"type": "image", "image": task.scene.paint()}, pictures.LEAD_INS
-    else:
+    """The question, with its medium before, after or between text; text alone is one string of paragraphs."""
+    if task.medium is None or not show:
         return task.question
     question = {"type": "text", "text": task.question}
     roll = rng.random()
     if roll < 0.6:
-        return [medium, question]
-    if roll < 0.85:
-        return [question, medium]
-    return [{"type": "text", "text": rng.choice(lead_ins)}, medium, question]
+        parts = [*task.medium.parts(), question]
+    elif roll < 0.85:
+        parts = [question, *task.medium.parts()]
+    else:
+        parts = [{"type": "text", "text": rng.choice(task.medium.lead_ins)}, *task.medium.parts(), question]
+    if all(part["type"] == "text" for part in parts):
+        return "\n\n".join(part["text"] for part in parts)
+    return parts

@@ -5,11 +5,32 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
-if TYPE_CHECKING:
-    from .pictures import Scene
-    from .videos import Clip
+SPLITS = ("train", "held-out")
+
+
+class Medium(Protocol):
+    """What a question is about besides its own words: a picture, a video, a document or a long text."""
+
+    lead_ins: ClassVar[Sequence[str]]  # sentences that may stand before it
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Everything that can be seen or read in it, each under the key that it has as a content of its own."""
+
+    def parts(self) -> list[dict[str, Any]]:
+        """It as content parts of a message."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """For which split a question is drawn, and how hard it may be; each world takes from it what it has."""
+
+    split: str
+    canvas: str
+    num_shapes: Sequence[int]
+    num_tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -27,14 +48,39 @@ class Task:
     key: str | None
     judge: Callable[[str, Any], bool]
     truth: Any
-    scene: "Scene | None" = None
-    clip: "Clip | None" = None
+    medium: Medium | None = None
     system: str | None = None
+
+    def belongs_to(self, split: str) -> bool:
+        """Whether this split may ask it.
+
+        A held-out question is about something held out. Training shows nothing that is held out, not even beside the
+        point: a held-out picture is no frame of a clip and a held-out word is on no page of a document.
+        """
+        if self.key is None:
+            return True
+        if split == "held-out":
+            return is_held_out(self.key)
+        shown = self.medium.keys if self.medium else ()
+        return not any(is_held_out(key) for key in {self.key, *shown})
 
 
 def is_held_out(key: str) -> bool:
     """One key in ten is never trained on. The hash is stable across machines and Python versions."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 10 == 0
+
+
+def is_of_split(key: str, split: str) -> bool:
+    """Whether what has this key may be asked about in this split."""
+    return is_held_out(key) == (split == "held-out")
+
+
+def draw_of_split(split: str, draw: Callable[[], str], key_of: Callable[[str], str]) -> str:
+    """Draw one of several contents of a question until it belongs to the split by itself."""
+    while True:
+        content = draw()
+        if is_of_split(key_of(content), split):
+            return content
 
 
 def weighted(rng: random.Random, choices: dict[Any, float]) -> Any:

@@ -1,7 +1,7 @@
 """World 4, video: one plain shape that moves, grows, shrinks or changes colour, and questions about what happens.
 
-A clip is the first and the last of its scenes and the frames between them. Both scenes in words decide between
-training and held-out, so a clip is held out whatever its number of frames.
+A clip is the first and the last of its scenes and the frames between them. It is held out if the picture that it ends
+with is: no training has shown that picture, alone or as a frame.
 """
 
 import io
@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 from PIL.PngImagePlugin import Disposal
@@ -65,6 +65,7 @@ SMALLER = {"shrink", "shrinks", "shrank", "shrinking", "smaller"}
 class Clip:
     """All scenes of a video before they are painted, each with the one shape on the same background."""
 
+    lead_ins: ClassVar[tuple[str, ...]] = LEAD_INS
     scenes: tuple[Scene, ...]
 
     @property
@@ -74,7 +75,14 @@ class Clip:
 
     @property
     def key(self) -> str:
-        return "video:" + " -> ".join(self.words)
+        return self.scenes[-1].key
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(scene.key for scene in self.scenes))
+
+    def parts(self) -> list[dict[str, Any]]:
+        return [{"type": "video", "video": self.encode()}]
 
     def paint(self) -> list[Image.Image]:
         return [scene.paint() for scene in self.scenes]
@@ -98,7 +106,7 @@ def draw_video(rng: random.Random, skill: str, canvas: str) -> Task:
     question = vary(rng, american(rng, weighted(rng, questions).format(x=shape.kind)))
     first, last = clip.words
     answer, truth = f"The {shape.colour} {shape.kind} {verb}.", (shape.colour, shape.kind, verb.split()[-1])
-    return Task(skill, question, f"first: {first}\nlast: {last}", answer, clip.key, JUDGES[skill], truth, clip=clip)
+    return Task(skill, question, f"first: {first}\nlast: {last}", answer, clip.key, JUDGES[skill], truth, medium=clip)
 
 
 def draw_clip(rng: random.Random, skill: str, canvas: str) -> tuple[Clip, str]:
@@ -108,7 +116,8 @@ def draw_clip(rng: random.Random, skill: str, canvas: str) -> tuple[Clip, str]:
     background = None
     while background is None:
         first, last, verb = CHANGES[skill](rng, width, height)
-        background = plain_background([first, last]) if canvas == "plain" else draw_background(rng, [first, last])
+        inks = [first.rgb, last.rgb]
+        background = plain_background(inks) if canvas == "plain" else draw_background(rng, inks)
     turn = rng.randrange(1, num_frames)  # the frame from which the colour is the last one
     scenes = []
     for i in range(num_frames):
