@@ -10,7 +10,7 @@ from torch import Tensor
 from reference.config import TextConfig
 from reference.errors import UsageError
 
-# B rows   T new tokens   S slots   R kv_lora_rank   P qk_rope_head_dim
+# B rows   T new tokens   S slots   R kv_lora_rank   P qk_rope_head_dim   s tokens of one row
 
 FIRST_ROOM = 256
 SLOT_STEP = 64  # decoding on a CPU looks at whole steps of slots
@@ -59,16 +59,19 @@ class LatentCache:
                 f"rows, cache.rows(first, end), or make another cache, new_cache({num_rows})."
             )
         wanted = self.length + num_new
-        if wanted <= self.room:
-            return
-        if not self.grows:
+        if wanted > self.room and not self.grows:
             raise UsageError(
                 f"the cache has room for {self.room} tokens, {self.length} are in it and {num_new} are to come; "
                 "expected at most as many as it was made for. Make it larger: new_cache(batch_size, num_tokens)."
             )
-        more = max(self.room, wanted - self.room)
-        self.room += more
-        self.layers = [torch.nn.functional.pad(layer, (0, 0, 0, more)) for layer in self.layers]
+        self.grow(wanted)
+
+    def grow(self, num_tokens: int) -> None:
+        """Give every row room for `num_tokens` in all."""
+        if num_tokens > self.room:
+            more = max(self.room, num_tokens - self.room)
+            self.room += more
+            self.layers = [torch.nn.functional.pad(layer, (0, 0, 0, more)) for layer in self.layers]
 
     def advance(self, num_new: int) -> None:
         """Count `num_new` tokens that every layer has written behind each row."""
@@ -79,6 +82,22 @@ class LatentCache:
         """Drop every sequence that is not in `rows` (int64 indices)."""
         self.layers = [layer[rows] for layer in self.layers]
         self.lengths, self.known_lengths = self.lengths[rows], self.known_lengths[rows.cpu()]
+
+    def keep_tokens(self, num_tokens: int) -> None:
+        """Forget all but the first `num_tokens` of every row."""
+        self.lengths.clamp_(max=num_tokens)
+        self.known_lengths.clamp_(max=num_tokens)
+
+    def read_row(self, row: int) -> list[Tensor]:
+        """A copy of what a row holds: (s, R+P) per layer."""
+        return [layer[row, : int(self.known_lengths[row])].clone() for layer in self.layers]
+
+    def write_row(self, row: int, held: list[Tensor]) -> None:
+        """Let a row hold what `read_row` gave, and nothing else."""
+        num_tokens = len(held[0])
+        for layer, tokens in zip(self.layers, held, strict=True):
+            layer[row, :num_tokens] = tokens
+        self.lengths[row] = self.known_lengths[row] = num_tokens
 
     def copy_row(self, source: int, target: int, num_tokens: int) -> None:
         """Let row `target` begin with the first `num_tokens` of row `source`, and with nothing else."""

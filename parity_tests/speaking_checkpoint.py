@@ -5,13 +5,16 @@ slots with the published names at the published offsets.
 """
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from parity_tests.checkpoints import small_config, write_checkpoint
 from reference.config import KimiConfig
+from reference.conversation import Conversation
+from reference.responder import Responder
 from reference.tokenizer import write_tokenizer_files
 
 NUM_RANKS, NUM_TOKENS = 256, 512
@@ -74,3 +77,64 @@ class SpokenTokens:
 
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Every row says the same."""
+
+
+# -- replies of many steps ---------------------------------------------------------------------------------------------
+
+Script = Callable[[Conversation], list[int]]
+
+
+def scripted(responder: type[Responder], script: Script) -> type[Responder]:
+    """Of this class, but it says `script(conversation)` and then `<|im_end|>`, whatever it would sample.
+
+    The model, its caches and its sampler run all the same. `heard` keeps what the model computed: for each reply in
+    turn the conversation, the ids of its prompt, and the logits of every token of the reply.
+    """
+
+    class Scripted(responder):
+        def __init__(self, *args: object, **settings: object) -> None:
+            super().__init__(*args, **settings)
+            self.lines: dict[Conversation, Iterator[int]] = {}
+            self.heard: list[tuple[Conversation, list[int], list[Tensor]]] = []
+
+        def choose(self, logits: Tensor, conversations: list[Conversation]) -> list[int]:
+            assert all(0 <= token < NUM_TOKENS for token in super().choose(logits, conversations))
+            return [self.next_id(row, conversation) for row, conversation in zip(logits, conversations, strict=True)]
+
+        def next_id(self, row: Tensor, conversation: Conversation) -> int:
+            if conversation not in self.lines:
+                self.lines[conversation] = iter([*script(conversation), CONTROL_IDS["<|im_end|>"]])
+                self.heard.append((conversation, conversation.ids, []))
+            next(logits for other, _, logits in reversed(self.heard) if other is conversation).append(row.clone())
+            token = next(self.lines[conversation])
+            if token == CONTROL_IDS["<|im_end|>"]:
+                del self.lines[conversation]
+            return token
+
+    return Scripted
+
+
+def call(name: str, arguments: object, number: int) -> list[int]:
+    """Ids of a call between two markers of the section."""
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+    return [*spell("", "<|tool_call_begin|>"), *spell(f"functions.{name}:{number}", "<|tool_call_argument_begin|>"),
+            *spell(text, "<|tool_call_end|>")]
+
+
+def calling(thought: str, *calls: list[int], content: str = "") -> list[int]:
+    """A reply in thinking mode that calls tools."""
+    ids = [token for one in calls for token in one]
+    return [*spell(thought, "</think>"), *spell(content, "<|tool_calls_section_begin|>"), *ids,
+            *spell("", "<|tool_calls_section_end|>")]
+
+
+def saying(thought: str, content: str) -> list[int]:
+    """A reply in thinking mode that answers."""
+    return [*spell(thought, "</think>"), *spell(content)]
+
+
+def declared(name: str, **types: str) -> dict:
+    """A tool whose parameters are all required."""
+    schema = {"type": "object", "properties": {key: {"type": value} for key, value in types.items()},
+              "required": list(types)}
+    return {"type": "function", "function": {"name": name, "description": f"Does {name}.", "parameters": schema}}

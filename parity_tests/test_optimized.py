@@ -448,7 +448,7 @@ def test_media_are_never_shared() -> None:
     batch = Batch(model, 2, 600)
     with torch.inference_mode():
         batch.join(0, prompts[0])
-        shared = batch._shared(prompts[0], prompts[0])
+        shared = batch._shared(prompts[0].input_ids, prompts[0].input_ids)
     placeholder = model.config.media_placeholder_token_id
     assert shared == prompts[0].input_ids.index(placeholder)
 

@@ -21,6 +21,7 @@ from reference.media_config import MediaConfig
 from reference.model import KimiModel, TextOnlyModel, routed_linears
 from reference.presets import preset_dict
 from reference.prompt import Prompt
+from reference.responder import Responder
 
 ROOT = Path(__file__).parents[1]
 
@@ -89,10 +90,12 @@ def run_model(config: KimiConfig) -> None:
 
 
 def run_generation(config: KimiConfig) -> None:
-    """Two prompts; the longer one fills its context first and leaves the batch. Greedy, then sampled."""
+    """Two prompts; the longer one fills its context first and leaves the batch. Greedy, sampled, then one by itself."""
     model, prompts = random_model(config), [Prompt([7, 8, 9], None, None, []), Prompt([7], None, None, [])]
     for temperature in (0.0, 1.0):
         generate(model, prompts, max_new_tokens=9, temperature=temperature, top_p=0.9, seed=1, stop_ids=[])
+    responder = Responder(model, max_new_tokens=9, temperature=0, top_p=1.0, stop_ids=[])
+    responder._forward(prompts[0], model.new_cache(1))
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,11 @@ class LatentCache:
         self.latents = [latent[rows] for latent in self.latents]
         self.rope_keys = [k_pe[rows] for k_pe in self.rope_keys]
 
+    def keep_tokens(self, num_tokens: int) -> None:
+        """Forget all but the first `num_tokens` of every sequence."""
+        self.latents = [latent[:, :num_tokens] for latent in self.latents]
+        self.rope_keys = [k_pe[:, :num_tokens] for k_pe in self.rope_keys]
+
     @property
     def length(self) -> int:
         """Tokens per sequence, left padding included."""

@@ -25,6 +25,10 @@ class TemplateError(KimiError):
     """Messages or tool declarations that cannot become a prompt."""
 
 
+class ContextError(TemplateError):
+    """A conversation that has outgrown the model's context."""
+
+
 class MediaError(KimiError):
     """An image, video or document that cannot be read, or that is too large for the context."""
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint, StoredTensor
-from .errors import CheckpointError, TemplateError
+from .errors import CheckpointError, ContextError
 from .prompt import Processor, Prompt
 from .replies import Event, Reply, ReplyParser
 from .request import Request, check_max_new_tokens
@@ -80,8 +80,8 @@ def generate(model: torch.nn.Module, prompts: Sequence[Prompt], *, max_new_token
 def room(num_prompt_tokens: int, context: int) -> int:
     """New tokens that fit behind a prompt."""
     if num_prompt_tokens >= context:
-        raise TemplateError(f"the prompt has {num_prompt_tokens} tokens, the model's context {context}; expected room "
-                            "for at least one new token. Shorten the conversation or leave media out.")
+        raise ContextError(f"the prompt has {num_prompt_tokens} tokens, the model's context {context}; expected room "
+                           "for at least one new token. Shorten the conversation or leave media out.")
     return context - num_prompt_tokens
 
 

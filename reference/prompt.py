@@ -13,10 +13,10 @@ import numpy as np
 
 from .chat_template import IM_END, MEDIA_PAD, render
 from .config import KimiConfig
-from .errors import ConfigError, TemplateError
+from .errors import ConfigError, ContextError
 from .media import Media, load_media
 from .media_config import MediaConfig
-from .messages import rename_tool_call_ids
+from .messages import Message, check_messages, rename_tool_call_ids
 from .tokenizer import Run, Tokenizer
 
 EOS = "[EOS]"
@@ -63,6 +63,15 @@ class Processor:
         max_tokens = self.max_position_embeddings - 1
         return build_prompt(messages, tools, thinking, self.tokenizer, self.media_config, max_tokens)
 
+    def continuation(self, messages: list[dict[str, Any]], thinking: bool, num_before: int) -> Prompt:
+        """Build what follows `num_before` tokens of a conversation: these messages and the generation prompt.
+
+        Leaves room for one new token, too. Ids of calls are written as given.
+        """
+        max_tokens = self.max_position_embeddings - 1
+        return encode_prompt(check_messages(messages), None, thinking, self.tokenizer, self.media_config, max_tokens,
+                             num_before)
+
 
 def check_vocabulary(config: KimiConfig, tokenizer: Tokenizer) -> None:
     """Raise ConfigError unless every token has a row in the embedding, and pictures their placeholder."""
@@ -86,15 +95,21 @@ def build_prompt(messages: list[dict[str, Any]], tools: list[Any] | None, thinki
     """Check, rename tool-call ids, load media, render, encode. Ends with the generation prompt.
 
     Raises TemplateError for messages that cannot be rendered, MediaError for media that cannot be read or used, either
-    one if the prompt is longer than `max_tokens`.
+    one if the prompt is longer than `max_tokens` (the former as ContextError).
     """
     renamed, _ = rename_tool_call_ids(messages)
-    media = load_media(renamed, media_config, max_tokens)
+    return encode_prompt(renamed, tools, thinking, tokenizer, media_config, max_tokens)
+
+
+def encode_prompt(messages: list[Message], tools: list[Any] | None, thinking: bool, tokenizer: Tokenizer,
+                  media_config: MediaConfig | None, max_tokens: int, num_before: int = 0) -> Prompt:
+    """As build_prompt, for checked messages whose ids stay as they are and that stand behind `num_before` tokens."""
+    media = load_media(messages, media_config, max(max_tokens - num_before, 0))
     runs = list(fill_in_videos(render(media.messages, tools, thinking), media.video_runs))
     input_ids = expand_pads(tokenizer.encode_runs(runs), tokenizer.control_ids.get(MEDIA_PAD), media)
-    if len(input_ids) > max_tokens:
-        raise TemplateError(f"the prompt has {len(input_ids)} tokens, {sum(media.tokens_per_medium)} of them media; at "
-                            f"most {max_tokens} fit into the model's context. Shorten the conversation or the media.")
+    if (num_tokens := num_before + len(input_ids)) > max_tokens:
+        raise ContextError(f"the prompt has {num_tokens} tokens, {sum(media.tokens_per_medium)} of them media; at "
+                           f"most {max_tokens} fit into the model's context. Shorten the conversation or the media.")
     return Prompt(input_ids, media.pixel_values, media.grid_thws, runs)
 
 

@@ -16,15 +16,21 @@ from .request import check_sampling, check_seed
 
 
 class Sampler:
-    """Draws tokens for a fixed list of prompts, each from its own seed."""
+    """Draws tokens for a list of prompts, each from its own seed."""
 
     def __init__(self, temperature: float, top_p: float, seeds: Sequence[int]) -> None:
         check_sampling(temperature, top_p)
-        for seed in seeds:
-            check_seed(seed)
         self.temperature = temperature
         self.top_p = top_p
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.generators: list[torch.Generator] = []
+        for seed in seeds:
+            self.add(seed)
+
+    def add(self, seed: int) -> int:
+        """Take one more prompt; returns its row."""
+        check_seed(seed)
+        self.generators.append(torch.Generator().manual_seed(seed))
+        return len(self.generators) - 1
 
     def sample(self, logits: Tensor, rows: Sequence[int]) -> list[int]:
         """One token id per row. logits (B, V), any float type; rows[b] is the prompt that row b belongs to."""
