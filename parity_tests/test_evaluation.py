@@ -55,8 +55,10 @@ def write(path: Path, report: Any) -> Path:
 
 
 def test_wilson_interval_of_nothing_and_of_everything_stays_inside_zero_to_one():
-    assert wilson_interval(0, 10)[0] == 0 and wilson_interval(10, 10)[1] == 1
-    assert wilson_interval(29, 29)[0] == pytest.approx(1 - wilson_interval(0, 29)[1])
+    for n in (1, 10, 29):
+        (low, high), (other_low, other_high) = wilson_interval(0, n), wilson_interval(n, n)
+        assert low == 0 and other_high == pytest.approx(1) and other_high <= 1
+        assert other_low == pytest.approx(1 - high)
 
 
 def test_paired_interval_agrees_with_the_published_example():
@@ -189,6 +191,16 @@ def test_an_unknown_skill_is_refused_with_the_names_of_all_groups(capsys):
     assert run(lambda: evaluate.main(["--skill", "numbers.ad"])) == 2
     error = capsys.readouterr().err
     assert "numbers, pictures, videos, self, outside" in error and "conversation" in error
+
+
+def test_batches_hold_every_question_once_and_keep_both_limits():
+    lengths = {index: 5 + index * index % 97 for index in range(200)} | {200: 5000}
+    found = list(evaluate.batches(lengths, 16, 1000))
+    assert sorted(index for batch in found for index in batch) == list(range(201))
+    assert found[0] == [200]  # longer than allowed, and asked all the same
+    for batch in found[1:]:
+        assert len(batch) <= 16 and len(batch) * max(lengths[index] for index in batch) <= 1000
+    assert max(map(len, found)) == 16
 
 
 def test_every_skill_of_the_worlds_has_an_evaluator_and_every_one_is_measured_by_default():

@@ -20,13 +20,14 @@ from .scores import Outcome, Score, check_comparable, differences, read_report, 
 if TYPE_CHECKING:
     import torch
 
-    from reference.prompt import Processor, Prompt
+    from reference.prompt import Processor
     from reference.replies import Reply
 
     from .worlds.sample import Sample
 
 CONVERSATION = "conversation"  # a skill of this program: the last question of several turns
-WINDOW = 8  # batches of questions that are drawn at once and sorted
+WINDOW = 4  # batches of questions that are drawn at once and sorted
+BATCH_TOKENS = 8192  # of all prompts of a batch with their padding: long ones run in smaller batches
 MAY_REFUSE = ("self", "outside")  # worlds whose right answers say what the model cannot do
 
 
@@ -37,7 +38,7 @@ class Examinee:
     model: "torch.nn.Module"
     generate: Callable
     processor: "Processor"
-    num_at_once: int  # prompts for one call of generate
+    batches_at_once: int  # for one call of generate
 
 
 # A kind of skill: asks its questions, calls advance(number of questions, number of right ones) now and then, and
@@ -99,7 +100,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="an answer longer than this counts as wrong (default: 400)",
     )
     parser.add_argument(
-        "--batch", type=int, default=128, metavar="N", help="questions answered together (default: 128)"
+        "--batch", type=int, default=64, metavar="N", help="questions answered together (default: 64)"
     )
     parser.add_argument(
         "--against",
@@ -175,11 +176,11 @@ def open_backend(options: argparse.Namespace, processor: "Processor") -> Examine
         import optimized.model as model
 
         generate = partial(generation.generate, max_rows=options.batch)
-        return Examinee(model.load_model(options.model), generate, processor, WINDOW * options.batch)
+        return Examinee(model.load_model(options.model), generate, processor, WINDOW)
     import reference.generation as generation
     import reference.model as model
 
-    return Examinee(model.load_model(options.model), generation.generate, processor, options.batch)
+    return Examinee(model.load_model(options.model), generation.generate, processor, 1)
 
 
 def ask_once(
@@ -187,19 +188,20 @@ def ask_once(
 ) -> list[Outcome]:
     """Questions that one reply answers, a batch at a time.
 
-    A window of them is sorted, so that prompts and replies of one batch are about equally long: less padding, and the
-    rows end together.
+    A window of them is sorted by the length of the prompts: without that, every short one is padded to a long one.
     """
     from reference.generation import read_reply
 
     processor, outcomes = examinee.processor, {}
-    for window in cut(range(options.n), WINDOW * options.batch):
+    for start in range(0, options.n, WINDOW * options.batch):
+        window = range(start, min(start + WINDOW * options.batch, options.n))
         samples = {index: draw_question(skill, index, options) for index in window}
         prompts = {
             index: processor.prompt(sample.messages, thinking=sample.thinking) for index, sample in samples.items()
         }
-        longest_first = sorted(window, key=lambda index: -expected_length(prompts[index], samples[index]))
-        for indices in cut(longest_first, examinee.num_at_once):
+        lengths = {index: len(prompt.input_ids) for index, prompt in prompts.items()}
+        for indices in batches(lengths, options.batch * examinee.batches_at_once,
+                               BATCH_TOKENS * examinee.batches_at_once):  # fmt: skip
             # When sampling, every question has a seed of its own, so a result does not depend on the batch size.
             results = examinee.generate(
                 examinee.model,
@@ -225,14 +227,15 @@ def draw_question(skill: str, index: int, options: argparse.Namespace) -> "Sampl
     return draw(skill, options.seed, index, "held-out", thinking=not options.instant, num_shapes=shapes)
 
 
-def expected_length(prompt: "Prompt", sample: "Sample") -> int:
-    """Rows of one batch should be alike in this: tokens of the prompt, and about as many letters of the reply."""
-    return len(prompt.input_ids) + len(sample.reasoning_content) + len(sample.content)
-
-
-def cut(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(indices), size):
-        yield indices[start : start + size]
+def batches(lengths: dict[int, int], max_rows: int, max_tokens: int) -> Iterator[list[int]]:
+    """Keys of `lengths`, longest first, cut into batches that stay within both limits when padded to their longest."""
+    batch: list[int] = []
+    for index in sorted(lengths, key=lambda index: -lengths[index]):
+        if batch and (len(batch) == max_rows or (len(batch) + 1) * lengths[batch[0]] > max_tokens):
+            yield batch
+            batch = []
+        batch.append(index)
+    yield batch
 
 
 def judge(index: int, sample: "Sample", reply: "Reply", finish_reason: str) -> Outcome:
