@@ -41,8 +41,10 @@ def make_report(outcomes: dict[str, str], **settings: Any) -> dict[str, Any]:
 
 
 def make_failure(skill: str, index: int) -> dict[str, Any]:
-    return {"index": index, "skill": skill, "question": "What is\n2 + 2?", "content_key": "k", "expected": "2 + 2 = 4",
-            "answer": "2 + 2 = 5", "expected_reasoning": "ones: 2+2=4", "reasoning": "", "finish_reason": "stop"}
+    return {
+        "index": index, "skill": skill, "question": "What is\n2 + 2?", "content_key": "k", "expected": "2 + 2 = 4",
+        "answer": "2 + 2 = 5", "expected_reasoning": "ones: 2+2=4", "reasoning": "", "finish_reason": "stop",
+    }  # fmt: skip
 
 
 def write(path: Path, report: Any) -> Path:
@@ -121,7 +123,7 @@ def run_evaluate(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[st
 def test_a_report_compared_with_itself_differs_nowhere_and_with_another_model_everywhere(
     random_model, tmp_path, capsys
 ):
-    flags = ["--skill", "numbers.add", "--skill", "self.who", "--n", "4", "--max-new-tokens", "120"]
+    flags = ["--skill", "numbers.decimals", "--skill", "self.who", "--n", "4", "--max-new-tokens", "80"]
     shipped = run_evaluate(capsys, *flags)
     assert [row["outcomes"] for row in shipped["skills"]] == ["1111", "1111"]
     path = write(tmp_path / "shipped.json", shipped)
@@ -218,8 +220,8 @@ def page_of(reports: Path, out: Path) -> str:
 
 
 def line_of(page: str, title: str) -> list[str]:
-    """The cells of the table's line that begins so."""
-    [line] = [line for line in page.splitlines() if line.startswith(f"| {title} |")]
+    """The cells of the first table's line that begins so."""
+    line, *_ = [line for line in page.splitlines() if line.startswith(f"| {title} |")]
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
@@ -272,9 +274,9 @@ def test_only_equal_questions_are_paired_and_the_larger_report_counts(tmp_path):
     }.items():
         write(tmp_path / f"in/evaluate-{name}.json", make_report(settings.pop("outcomes"), **settings))
     page = page_of(tmp_path / "in", tmp_path / "out")
-    assert line_of(page, "INT4 against the unquantised master weights, paired")[2:7] == [
-        "+0.0 points", "-3.9 to +3.9", "100", "0", "yes"
-    ]  # fmt: skip
+    quantised = line_of(page, "INT4 against the unquantised master weights, paired")
+    bounds = "-4.7 to +4.7"  # two questions each way: 1.96 * sqrt(2 * 3 / 102 / 102)
+    assert quantised[2:7] == ["+0.0 points", bounds, "100", "0", "yes"]
     sampled = line_of(page, "published sampling against greedy, numbers and pictures, paired")
     assert sampled[2] == NOT_MEASURED  # 50 questions are not those 100
     assert line_of(page, "numbers.add")[1] == "60.0 % (50.2 to 69.1)"
