@@ -48,9 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     reports = read_folder(args.reports)
     save, figures = figure_saver(), args.out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    best = {mode: reports.best(mode=mode, **GREEDY_INT4) for mode in MODES}
+    best = {mode: found for mode in MODES if (found := reports.best(mode=mode, **GREEDY_INT4))}
     rows = {mode: {skill: found.row for skill, found in by_skill.items()} for mode, by_skill in best.items()}
-    subtitle = f"greedy, with 95 % intervals; {describe_n(best['thinking'].values())} a skill"
+    questions = describe_n(found for by_skill in best.values() for found in by_skill.values())
+    subtitle = f"greedy, with 95 % intervals; {questions} questions a skill"
     save(partial(draw_accuracy, rows, subtitle), "Accuracy per skill", figures / ACCURACY_FIGURE)
     for load in reports.loads.values():
         save(partial(draw_expert_load, load), "Tokens per expert", figures / LOAD_FIGURE)
@@ -117,6 +118,11 @@ This page is made by `python -m tools.report_evaluation` from the JSON in [bench
 questions are held out: no operands, picture or name of them was in the training. The worlds they come from are in
 `tools/worlds`. Intervals are 95 %: Wilson's for a share; for a difference, which is always between two runs over the
 same questions, that of Bonett and Price for paired data. `{NOT_MEASURED}` means that no report is in the folder.
+
+A report keeps the outcome of every question, so any two can be compared: other weights, mode, backend or sampling.
+
+    python -m tools.evaluate --skill numbers --json > thinking.json
+    python -m tools.evaluate --skill numbers --instant --against thinking.json
 
 ## Targets
 
@@ -235,12 +241,13 @@ def labelled(label: str, text: str) -> list[str]:
 
 def runs_section(reports: Reports) -> str:
     shipped = fingerprint(SHIPPED_MODEL)
-    lines = ["## The runs", "", "| report | command | weights | questions | seconds | a second | threads | torch |",
+    lines = ["## The runs", "", "The seconds are those of one machine, which other programs may have shared.", "",
+             "| report | command | weights | questions | seconds | a second | threads | torch |",
              "| --- " * 8 + "|"]  # fmt: skip
     for file, report in reports.evaluations.items():
         questions, seconds = sum(row["n"] for row in skill_rows(report)), report["seconds"]
         cells = (link(file), f"`{report['command']}`", weights_of(report, shipped), f"{questions:,}", f"{seconds:,.0f}",
-                 f"{questions / seconds:.1f}", report["threads"], report["torch"])  # fmt: skip
+                 f"{questions / max(seconds, 0.1):.1f}", report["threads"], report["torch"])  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
