@@ -15,7 +15,7 @@ from reference.command import OneLineParser, run
 from reference.errors import UsageError
 from reference.generate import SHIPPED_MODEL
 
-from .scores import Outcome, Score, check_comparable, differences, read_report, with_totals
+from .scores import Outcome, Score, check_comparable, check_questions, differences, read_report, with_totals
 
 if TYPE_CHECKING:
     import torch
@@ -99,9 +99,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="an answer longer than this counts as wrong (default: 400)",
     )
-    parser.add_argument(
-        "--batch", type=int, default=64, metavar="N", help="questions answered together (default: 64)"
-    )
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="questions answered together (default: 64)")
     parser.add_argument(
         "--against",
         type=Path,
@@ -133,13 +131,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_sampling(options.temperature, options.top_p)
     check_seed(options.seed)
     examinee = open_backend(options, Processor.from_directory(options.model))
-    scores = []
+    rows = []
     with progress_bar(len(skills) * options.n, options) as advance:
         for skill in skills:
             started = time.perf_counter()
             outcomes = evaluators()[skill](skill, examinee, options, partial(advance, skill))
-            scores.append(Score(skill, outcomes, time.perf_counter() - started))
-    report = make_report(scores, examinee, options, sys.argv[1:] if argv is None else list(argv))
+            rows.append(Score(skill, outcomes, time.perf_counter() - started).as_dict())
+            if other:
+                check_questions(rows[-1], other, options.against)  # as soon as it can be known
+    report = make_report(rows, examinee, options, sys.argv[1:] if argv is None else list(argv))
     if other:
         report["against"] = {"command": other["command"], "skills": differences(report, other, options.against)}
     if options.json:
@@ -295,9 +295,9 @@ def questions_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_report(
-    scores: Sequence[Score], examinee: Examinee, options: argparse.Namespace, arguments: Sequence[str]
+    rows: Sequence[dict[str, Any]], examinee: Examinee, options: argparse.Namespace, arguments: Sequence[str]
 ) -> dict[str, Any]:
-    """One JSON document. It names folders as they were typed, never where this machine keeps them."""
+    """One JSON document. Apart from the command, which is as it was typed, it holds no path of this machine."""
     import torch
 
     from .fingerprint import fingerprint, shown
@@ -310,8 +310,8 @@ def make_report(
         "temperature": options.temperature, "top_p": options.top_p, **questions_of(options),
         "max_new_tokens": options.max_new_tokens, "batch": options.batch,
         "torch": torch.__version__, "threads": torch.get_num_threads(),
-        "seconds": round(sum(score.seconds for score in scores), 1),
-        "skills": with_totals([score.as_dict() for score in scores]),
+        "seconds": round(sum(row["seconds"] for row in rows), 1),
+        "skills": with_totals(rows),
     }  # fmt: skip
 
 

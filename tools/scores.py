@@ -117,14 +117,19 @@ def differences(report: dict[str, Any], other: dict[str, Any], path: Path) -> li
 
     `path` names the other report in the error, UsageError, that there is if the questions were others.
     """
-    rows = skill_rows(report)
-    there = {row["skill"]: row for row in skill_rows(other)}
+    rows, there = skill_rows(report), {row["skill"]: row for row in skill_rows(other)}
     check_comparable(report, [row["skill"] for row in rows], other, path)
     for row in rows:
-        if row["questions_sha256"] != there[row["skill"]]["questions_sha256"]:
-            raise UsageError(f"{path}: its questions of {row['skill']} are others, although seed and number agree: "
-                             "the worlds drew them differently then. Use one revision for both reports.")  # fmt: skip
+        check_questions(row, other, path)
     return compare({row["skill"]: (row["outcomes"], there[row["skill"]]["outcomes"]) for row in rows})
+
+
+def check_questions(row: dict[str, Any], other: dict[str, Any], path: Path) -> None:
+    """Raise UsageError unless the other report's row of this skill is about the same questions, word by word."""
+    there = next(one for one in skill_rows(other) if one["skill"] == row["skill"])
+    if row["questions_sha256"] != there["questions_sha256"]:
+        raise UsageError(f"{path}: its questions of {row['skill']} are others, although seed and number agree: the "
+                         "worlds drew them differently then. Use one revision for both reports.")  # fmt: skip
 
 
 def compare(outcomes: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
