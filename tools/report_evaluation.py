@@ -118,8 +118,8 @@ This page is made by `python -m tools.report_evaluation` from the JSON in [bench
 questions are held out: no operands, picture or name of them was in the training. Only those about the model itself are
 not: nothing in them is drawn but the wording. The worlds that they come from are in `tools/worlds`.
 
-Intervals are 95 %: Wilson's for a share; for a difference, which is always between two runs over the same questions, that
-of Bonett and Price for paired data. `{NOT_MEASURED}` means that no report is in the folder.
+Intervals are 95 %: Wilson's for a share; for a difference, which is always between two runs over the same questions,
+that of Bonett and Price for paired data. `{NOT_MEASURED}` means that no report is in the folder.
 
 A report keeps the outcome of every question, so any two can be compared: other weights, mode, backend or sampling.
 
