@@ -128,8 +128,8 @@ A report keeps the outcome of every question, so any two can be compared: other 
 
 ## Targets
 
-Thinking mode and greedy unless it says otherwise. The targets ask for 1,000 questions or more. A figure that falls short
-stays as it is."""
+Thinking mode and greedy unless it says otherwise. The targets ask for 1,000 questions or more. A figure that falls
+short stays as it is."""
 
 
 def targets_table(reports: Reports) -> str:
