@@ -11,11 +11,11 @@ from reference.generate import SHIPPED_MODEL
 from reference.int4 import dequantize, group_scales
 from reference.model import load_model, routed_linears
 from reference.prompt import Processor
-from tools import train
+from tools import evaluate, train
 from tools.curriculum import COUNT_UNTIL
 from tools.muon import Muon, orthogonalise
 from tools.quantization_aware import FakeInt4, coarse_scales, quantize_coarsely
-from tools.trainer import STATE_FILE, Trainer
+from tools.trainer import STATE_FILE, UNQUANTISED, Trainer
 from tools.training_batches import IGNORED, collate, encode_conversation, encode_example, micro_batches
 from tools.worlds.sample import draw
 
@@ -148,6 +148,26 @@ def test_a_resumed_training_continues_exactly_and_exports_a_loadable_checkpoint(
         assert torch.equal(dense, resumed.model.get_submodule(name).weight), name
     again = Trainer(tmp_path, 5, "cpu", tmp_path / "again")  # --init from what was exported
     assert again.train_step(0.5) < losses[0] * 1.5
+
+
+def test_the_unquantised_weights_are_written_below_the_int4_ones_they_become(tmp_path, small_steps, capsys):
+    trainer = Trainer(tmp_path, 3, "cpu", None)
+    trainer.train_step(0.9)
+    trainer.export()
+    dense, packed, trained = load_model(tmp_path / UNQUANTISED), load_model(tmp_path), trainer.model.state_dict()
+    for name, stored in dense.state_dict().items():
+        module, _, last = name.rpartition(".")
+        master = trained[name] if name in trained else trained[f"{module}.parametrizations.{last}.original"]
+        assert torch.equal(stored, master), name
+    for name in routed_linears(dense):
+        words, scale = quantize_coarsely(dense.get_submodule(name).weight)
+        assert torch.equal(words, packed.get_submodule(name).weight_packed)
+        assert torch.equal(scale, packed.get_submodule(name).weight_scale)
+        assert not torch.equal(dense.get_submodule(name).weight, dequantize(words, scale).float())
+    flags = ["--skill", "self.hello", "--n", "1", "--max-new-tokens", "2", "--json"]
+    for folder, experts in ((tmp_path / UNQUANTISED, "unquantised"), (tmp_path, "int4")):
+        assert evaluate.main(["--model", str(folder), *flags]) == 0
+        assert json.loads(capsys.readouterr().out)["experts"] == experts
 
 
 def test_the_check_counts_whole_replies_and_the_curve_is_written(tmp_path, small_steps):

@@ -20,6 +20,7 @@ from reference.prompt import Processor
 from reference.tokenizer import Tokenizer
 from reference.video import chunk_patches
 from tools import evaluate, vocabulary
+from tools.intervals import wilson_interval
 from tools.nano_checkpoint import PREPROCESSOR
 from tools.worlds import arithmetic, pictures, videos
 from tools.worlds.sample import SKILLS, draw, draw_task, skills_of
@@ -447,14 +448,15 @@ def test_an_untrained_model_scores_nothing_and_shows_its_failures(random_model, 
 @pytest.mark.parametrize("mode", ["thinking", "instant"])
 def test_a_model_that_says_the_targets_scores_everything(random_model, capsys, monkeypatch, mode):
     flags = ["--skill", "conversation", "--n", "5", "--batch", "2", *(["--instant"] if mode == "instant" else [])]
-    tokenizer = Tokenizer.from_directory(random_model)
-    asked = [evaluate.draw_question("conversation", index, evaluate.parse(flags)) for index in range(5)]
+    tokenizer, processor = Tokenizer.from_directory(random_model), Processor.from_directory(random_model)
+    samples = [evaluate.draw_question("conversation", index, evaluate.parse(flags)) for index in range(5)]
+    asked = {tuple(processor.prompt(one.messages, thinking=one.thinking).input_ids): one for one in samples}
 
     def say_targets(model, prompts, **settings):
         assert settings["temperature"] == 0
         replies = []
-        for _ in prompts:
-            sample = asked.pop(0)
+        for prompt in prompts:
+            sample = asked.pop(tuple(prompt.input_ids))
             thought = [*tokenizer.encode(sample.reasoning_content), tokenizer.control_ids["</think>"]]
             reply = (thought if sample.thinking else []) + tokenizer.encode(sample.content)
             replies.append(reference.generation.Generated(reply, "stop"))
@@ -475,8 +477,8 @@ def test_evaluation_asks_about_every_number_of_shapes_equally_often(skill):
 
 
 def test_wilson_intervals_agree_with_published_values():
-    assert evaluate.wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)  # Newcombe 1998, table I
-    assert evaluate.wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)  # Newcombe 1998, table I
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,20 @@
 
 import argparse
 import json
-import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reference.command import OneLineParser, run
 from reference.errors import UsageError
 from reference.generate import SHIPPED_MODEL
+
+from .scores import Outcome, Score, check_comparable, check_questions, differences, read_report, with_totals
 
 if TYPE_CHECKING:
     import torch
@@ -22,75 +25,95 @@ if TYPE_CHECKING:
 
     from .worlds.sample import Sample
 
-NUM_FAILURES = 5
-Z_95 = 1.959964                # two-sided 95 % of the normal distribution
+WINDOW = 4  # batches of questions that are drawn at once and sorted
+BATCH_TOKENS = 8192  # of all prompts of a batch with their padding: long ones run in smaller batches
+MAY_REFUSE = ("self", "outside")  # worlds whose right answers say what the model cannot do
 
 
-@dataclass
-class Score:
-    """What one skill reached. `failures` are the first few wrong answers, to be read by a person."""
+@dataclass(frozen=True)
+class Examinee:
+    """The model under test, and what reads for it and runs it."""
 
-    skill: str
-    right: int = 0
-    n: int = 0
-    failures: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, index: int, sample: "Sample", reply: "Reply", finish_reason: str) -> None:
-        """Count one reply; an answer that was cut off counts as wrong."""
-        self.n += 1
-        if finish_reason == "stop" and sample.check(reply.content):
-            self.right += 1
-        elif len(self.failures) < NUM_FAILURES:
-            self.failures.append(failure(index, sample, reply, finish_reason))
-
-    def as_dict(self) -> dict[str, Any]:
-        low, high = wilson_interval(self.right, self.n)
-        return {"skill": self.skill, "right": self.right, "n": self.n, "accuracy": self.right / self.n,
-                "interval_95": [low, high], "failures": self.failures}
+    model: "torch.nn.Module"
+    generate: Callable
+    processor: "Processor"
+    batches_at_once: int  # for one call of generate
 
 
-def wilson_interval(right: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share. Source: Wilson 1927, doi 10.1080/01621459.1927.10502953."""
-    share, z2 = right / n, Z_95 * Z_95
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+# A kind of skill: asks its questions, calls advance(number of questions, number of right ones) now and then, and
+# returns the outcomes in the order of the questions.
+Evaluator = Callable[[str, Examinee, argparse.Namespace, Callable[[int, int], None]], list[Outcome]]
 
 
-def failure(index: int, sample: "Sample", reply: "Reply", finish_reason: str) -> dict[str, Any]:
-    """Everything needed to see what went wrong; `index` draws the same question again."""
-    return {
-        "index": index, "skill": sample.skill, "question": sample.task.question, "content_key": sample.content_key,
-        "expected": sample.content, "answer": reply.content, "expected_reasoning": sample.reasoning_content,
-        "reasoning": reply.reasoning_content, "finish_reason": finish_reason,
-    }  # fmt: skip
+def evaluators() -> dict[str, Evaluator]:
+    """Every skill in its usual order, with the function that evaluates it."""
+    from .worlds.sample import CONVERSATION, SKILLS
+
+    return dict.fromkeys([*SKILLS, CONVERSATION], ask_once)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = OneLineParser(
-        prog="python -m tools.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m tools.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  python -m tools.evaluate --skill numbers --n 200\n"
-               "  python -m tools.evaluate --skill pictures.count --instant --seed 7 --json")
-    parser.add_argument("--model", type=Path, default=SHIPPED_MODEL, metavar="DIR",
-                        help="checkpoint directory (default: the small model shipped here)")
-    parser.add_argument("--backend", choices=("reference", "optimized"), default="reference",
-                        help="which code runs the model (default: reference)")
-    parser.add_argument("--skill", action="append", metavar="NAME",
-                        help="a skill (numbers.add), a group (numbers) or conversation; repeatable (default: what the "
-                             "shipped model was trained on)")
+        "  python -m tools.evaluate --skill pictures.count --instant --seed 7 --json",
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=SHIPPED_MODEL,
+        metavar="DIR",
+        help="checkpoint directory (default: the small model shipped here)",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("reference", "optimized"),
+        default="reference",
+        help="which code runs the model (default: reference)",
+    )
+    parser.add_argument(
+        "--skill",
+        action="append",
+        metavar="NAME",
+        help="a skill (numbers.add), a group (numbers) or conversation; repeatable (default: what the "
+        "shipped model was trained on)",
+    )
     parser.add_argument("--n", type=int, default=200, metavar="N", help="questions per skill (default: 200)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="other seed, other questions (default: 0)")
     parser.add_argument("--instant", action="store_true", help="answer without thinking first")
-    parser.add_argument("--shapes", type=int, choices=(1, 2, 3, 4), metavar="N",
-                        help="pictures with exactly N shapes (default: one to four in turn)")
-    parser.add_argument("--tokens", type=int, metavar="N",
-                        help="long texts of about N tokens (default: 1,000 to 16,000)")
+    parser.add_argument(
+        "--shapes",
+        type=int,
+        choices=(1, 2, 3, 4),
+        metavar="N",
+        help="pictures with exactly N shapes (default: one to four in turn)",
+    )
+    parser.add_argument(
+        "--tokens", type=int, metavar="N", help="long texts of about N tokens (default: 1,000 to 16,000)"
+    )
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0, greedy")
     parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="when sampling (default: 0.95)")
-    parser.add_argument("--max-new-tokens", type=int, default=400, metavar="N",
-                        help="an answer longer than this counts as wrong (default: 400)")
-    parser.add_argument("--batch", type=int, default=32, metavar="N", help="questions answered together (default: 32)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, with the first wrong answers")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=400,
+        metavar="N",
+        help="an answer longer than this counts as wrong (default: 400)",
+    )
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="questions answered together (default: 64)")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="REPORT.json",
+        help="compare with an earlier --json report of the same questions, one by one",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object, with the outcome of every question and the first wrong answers",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     options = parser.parse_args(argv)
     for name in ("n", "batch", "max_new_tokens", "tokens"):
@@ -103,63 +126,103 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     skills = choose_skills(options.skill)
+    other = read_report(options.against) if options.against else None
+    if other:
+        check_comparable(questions_of(options), skills, other, options.against)
     from reference.prompt import Processor
     from reference.request import check_sampling, check_seed
 
     check_sampling(options.temperature, options.top_p)
     check_seed(options.seed)
-    processor = Processor.from_directory(options.model)
-    model, generate = open_backend(options.backend, options.model)
-    scores = [Score(skill) for skill in skills]
+    examinee = open_backend(options, Processor.from_directory(options.model))
+    rows = []
     with progress_bar(len(skills) * options.n, options) as advance:
-        for score in scores:
-            evaluate_skill(score, model, generate, processor, options, advance)
-    print_report(scores, options, sys.argv[1:] if argv is None else list(argv))
+        for skill in skills:
+            started = time.perf_counter()
+            outcomes = evaluators()[skill](skill, examinee, options, partial(advance, skill))
+            rows.append(Score(skill, outcomes, time.perf_counter() - started).as_dict())
+            if other:
+                check_questions(rows[-1], other, options.against)  # as soon as it can be known
+    report = make_report(rows, examinee, options, sys.argv[1:] if argv is None else list(argv))
+    if other:
+        report["against"] = {"command": other["command"], "skills": differences(report, other, options.against)}
+    if options.json:
+        print(json.dumps(report, ensure_ascii=False, indent=1))
+    else:
+        print_tables(report)
     return 0
 
 
 def choose_skills(names: Sequence[str] | None) -> list[str]:
     """The skills to measure, in their usual order. Raises UsageError for a name that is none."""
-    from .worlds.sample import CONVERSATION, SKILLS, TRAINED, skills_of
+    from .worlds.sample import TRAINED
 
+    known = list(evaluators())
     chosen: set[str] = set()
     for name in names or TRAINED:
-        found = [CONVERSATION] if name == CONVERSATION else skills_of(name)
+        found = [skill for skill in known if skill == name or skill.startswith(f"{name}.")]
         if not found:
-            groups = sorted({skill.partition(".")[0] for skill in SKILLS})
-            raise UsageError(f"--skill {name}: no such skill or group. Expected one of {', '.join(groups)}, "
-                             f"{CONVERSATION}, or a skill such as {', '.join(list(SKILLS)[:2])}.")
+            groups = dict.fromkeys(skill.partition(".")[0] for skill in known)
+            raise UsageError(
+                f"--skill {name}: no such skill or group. Expected one of {', '.join(groups)}, "
+                f"or a skill such as {', '.join(known[:2])}."
+            )
         chosen.update(found)
-    return [skill for skill in [*SKILLS, CONVERSATION] if skill in chosen]
+    return [skill for skill in known if skill in chosen]
 
 
-def open_backend(backend: str, directory: Path) -> tuple["torch.nn.Module", Callable]:
-    """The model in float32, and the `generate` that runs it."""
-    if backend == "optimized":
+def open_backend(options: argparse.Namespace, processor: "Processor") -> Examinee:
+    """The model in float32, and the `generate` that runs it.
+
+    The reference lets a batch run out before the next one begins. The optimized model fills a free row at once: it gets
+    a whole window of questions, and runs as many as a batch has at a time.
+    """
+    if options.backend == "optimized":
         import optimized.generation as generation
         import optimized.model as model
-    else:
-        import reference.generation as generation
-        import reference.model as model
-    return model.load_model(directory), generation.generate
+
+        generate = partial(generation.generate, max_rows=options.batch)
+        return Examinee(model.load_model(options.model), generate, processor, WINDOW)
+    import reference.generation as generation
+    import reference.model as model
+
+    return Examinee(model.load_model(options.model), generation.generate, processor, 1)
 
 
-def evaluate_skill(score: Score, model: "torch.nn.Module", generate: Callable, processor: "Processor",
-                   options: argparse.Namespace, advance: Any) -> None:
-    """Ask this skill's questions, a batch at a time."""
+def ask_once(
+    skill: str, examinee: Examinee, options: argparse.Namespace, advance: Callable[[int, int], None]
+) -> list[Outcome]:
+    """Questions that one reply answers, a batch at a time.
+
+    A window of them is sorted by the length of the prompts: without that, every short one is padded to a long one.
+    """
     from reference.generation import read_reply
 
-    for indices in batches(options.n, options.batch):
-        samples = [draw_question(score.skill, index, options) for index in indices]
-        prompts = [processor.prompt(sample.messages, thinking=sample.thinking) for sample in samples]
-        # When sampling, every question has a seed of its own, so a result does not depend on the batch size.
-        results = generate(model, prompts, max_new_tokens=options.max_new_tokens, temperature=options.temperature,
-                           top_p=options.top_p, seed=[(options.seed + index) % 2**63 for index in indices],
-                           stop_ids=processor.stop_ids)
-        for index, sample, result in zip(indices, samples, results, strict=True):
-            reply = read_reply(result.ids, processor.tokenizer, sample.thinking)
-            score.add(index, sample, reply, result.finish_reason)
-        advance(len(indices), score)
+    processor, outcomes = examinee.processor, {}
+    for start in range(0, options.n, WINDOW * options.batch):
+        window = range(start, min(start + WINDOW * options.batch, options.n))
+        samples = {index: draw_question(skill, index, options) for index in window}
+        prompts = {
+            index: processor.prompt(sample.messages, thinking=sample.thinking) for index, sample in samples.items()
+        }
+        lengths = {index: len(prompt.input_ids) for index, prompt in prompts.items()}
+        for indices in batches(lengths, options.batch * examinee.batches_at_once,
+                               BATCH_TOKENS * examinee.batches_at_once):  # fmt: skip
+            # When sampling, every question has a seed of its own, so a result does not depend on the batch size.
+            results = examinee.generate(
+                examinee.model,
+                [prompts[index] for index in indices],
+                max_new_tokens=options.max_new_tokens,
+                temperature=options.temperature,
+                top_p=options.top_p,
+                seed=[(options.seed + index) % 2**63 for index in indices],
+                stop_ids=processor.stop_ids,
+            )
+            for index, result in zip(indices, results, strict=True):
+                reply = read_reply(result.ids, processor.tokenizer, samples[index].thinking)
+                outcomes[index] = judge(index, samples[index], reply, result.finish_reason)
+            advance(len(indices), sum(outcomes[index].right for index in indices))
+    return [outcomes[index] for index in range(options.n)]
 
 
 def draw_question(skill: str, index: int, options: argparse.Namespace) -> "Sample":
@@ -168,18 +231,43 @@ def draw_question(skill: str, index: int, options: argparse.Namespace) -> "Sampl
 
     shapes = [options.shapes or 1 + index % 4]
     return draw(skill, options.seed, index, "held-out", thinking=not options.instant, num_shapes=shapes,
-                num_tokens=options.tokens)
+                num_tokens=options.tokens)  # fmt: skip
 
 
-def batches(n: int, size: int) -> Iterator[range]:
-    for start in range(0, n, size):
-        yield range(start, min(start + size, n))
+def batches(lengths: dict[int, int], max_rows: int, max_tokens: int) -> Iterator[list[int]]:
+    """Keys of `lengths`, longest first, cut into batches that stay within both limits when padded to their longest."""
+    batch: list[int] = []
+    for index in sorted(lengths, key=lambda index: -lengths[index]):
+        if batch and (len(batch) == max_rows or (len(batch) + 1) * lengths[batch[0]] > max_tokens):
+            yield batch
+            batch = []
+        batch.append(index)
+    yield batch
+
+
+def judge(index: int, sample: "Sample", reply: "Reply", finish_reason: str) -> Outcome:
+    """An answer that was cut off counts as wrong."""
+    from .worlds.self_knowledge import judge_outside
+
+    right = finish_reason == "stop" and sample.check(reply.content)
+    refused = None if sample.skill.partition(".")[0] in MAY_REFUSE else judge_outside(reply.content, None)
+    question = json.dumps([sample.task.question, sample.content, sample.content_key])
+    return Outcome(question, right, refused, None if right else failure(index, sample, reply, finish_reason))
+
+
+def failure(index: int, sample: "Sample", reply: "Reply", finish_reason: str) -> dict[str, Any]:
+    """Everything needed to see what went wrong; `index` draws the same question again."""
+    return {
+        "index": index, "skill": sample.skill, "question": sample.task.question, "content_key": sample.content_key,
+        "expected": sample.content, "answer": reply.content, "expected_reasoning": sample.reasoning_content,
+        "reasoning": reply.reasoning_content, "finish_reason": finish_reason,
+    }  # fmt: skip
 
 
 def progress_bar(total: int, options: argparse.Namespace) -> AbstractContextManager[Any]:
-    """A function (questions, score) that moves a bar on stderr; silent unless that is a terminal."""
+    """A function (skill, questions, right ones) that moves a bar on stderr; silent unless that is a terminal."""
     if options.quiet or not sys.stderr.isatty():
-        return nullcontext(lambda questions, score: None)
+        return nullcontext(lambda skill, questions, right: None)
     return Bar(total)
 
 
@@ -193,6 +281,7 @@ class Bar:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
         self.task = self.progress.add_task("loading", total=total)
+        self.counts: dict[str, tuple[int, int]] = {}  # by skill: questions so far, right ones
 
     def __enter__(self) -> Any:
         self.progress.start()
@@ -201,38 +290,59 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def advance(self, questions: int, score: Score) -> None:
-        self.progress.update(self.task, advance=questions, description=f"{score.skill} {score.right}/{score.n} right")
+    def advance(self, skill: str, questions: int, right: int) -> None:
+        n, so_far = self.counts.get(skill, (0, 0))
+        self.counts[skill] = n, so_far = n + questions, so_far + right
+        self.progress.update(self.task, advance=questions, description=f"{skill} {so_far}/{n} right")
 
 
-def print_report(scores: Sequence[Score], options: argparse.Namespace, arguments: Sequence[str]) -> None:
-    """One JSON document, or a table with a total for every group of several skills."""
-    rows = [score.as_dict() for score in scores] + [total.as_dict() for total in group_totals(scores)]
-    mode = "instant" if options.instant else "thinking"
-    if options.json:
-        command = " ".join(["python -m tools.evaluate", *arguments])
-        print(json.dumps({
-            "command": command, "model": str(options.model), "backend": options.backend, "mode": mode,
-            "temperature": options.temperature, "seed": options.seed, "shapes": options.shapes or "one to four",
-            "n_per_skill": options.n, "skills": rows,
-        }, ensure_ascii=False, indent=1))
-        return
-    shapes = f", pictures with {options.shapes}" if options.shapes else ""
-    print(f"{mode} mode, temperature {options.temperature:g}, seed {options.seed}, held-out questions{shapes}")
+def questions_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that decide which questions are asked."""
+    shapes = options.shapes or "one to four"
+    return {"seed": options.seed, "shapes": shapes, "tokens": options.tokens, "n_per_skill": options.n}
+
+
+def make_report(
+    rows: Sequence[dict[str, Any]], examinee: Examinee, options: argparse.Namespace, arguments: Sequence[str]
+) -> dict[str, Any]:
+    """One JSON document. Apart from the command, which is as it was typed, it holds no path of this machine."""
+    import torch
+
+    from .fingerprint import fingerprint, shown
+
+    config = examinee.processor.config
+    return {
+        "command": " ".join(["python -m tools.evaluate", *arguments]), "model": shown(options.model),
+        "model_sha256": fingerprint(options.model), "experts": config.quantization or "unquantised",
+        "backend": options.backend, "mode": "instant" if options.instant else "thinking",
+        "temperature": options.temperature, "top_p": options.top_p, **questions_of(options),
+        "max_new_tokens": options.max_new_tokens, "batch": options.batch,
+        "torch": torch.__version__, "threads": torch.get_num_threads(),
+        "seconds": round(sum(row["seconds"] for row in rows), 1),
+        "skills": with_totals(rows),
+    }  # fmt: skip
+
+
+def print_tables(report: dict[str, Any]) -> None:
+    """A line per skill, with a total for every group of several, and a second table where there is a comparison."""
+    shapes = "" if report["shapes"] == "one to four" else f", pictures with {report['shapes']}"
+    print(
+        f"{report['mode']} mode, temperature {report['temperature']:g}, seed {report['seed']}, "
+        f"held-out questions{shapes}"
+    )
     print(f"{'skill':<20} {'accuracy':>9}  {'95 % interval':<16} {'n':>6}")
-    for row in rows:
+    for row in report["skills"]:
         low, high = row["interval_95"]
         print(f"{row['skill']:<20} {row['accuracy']:>8.1%}  {f'{low:.1%} to {high:.1%}':<16} {row['n']:>6}")
-
-
-def group_totals(scores: Sequence[Score]) -> list[Score]:
-    """`numbers` from `numbers.add` and so on, where more than one skill of the group was measured."""
-    totals = []
-    for group in dict.fromkeys(score.skill.partition(".")[0] for score in scores):
-        members = [score for score in scores if score.skill.partition(".")[0] == group]
-        if len(members) > 1:
-            totals.append(Score(group, sum(score.right for score in members), sum(score.n for score in members)))
-    return totals
+    if "against" in report:
+        print(f"\nagainst {report['against']['command']}, question by question, in points")
+        print(f"{'skill':<20} {'accuracy':>9} {'other':>8} {'difference':>11}  {'95 % interval':<16} {'n':>6}")
+        for row in report["against"]["skills"]:
+            low, high = (f"{100 * bound:+.1f}" for bound in row["interval_95"])
+            print(
+                f"{row['skill']:<20} {row['accuracy']:>8.1%} {row['other_accuracy']:>8.1%} "
+                f"{100 * row['difference']:>+11.1f}  {f'{low} to {high}':<16} {row['n']:>6}"
+            )
 
 
 if __name__ == "__main__":

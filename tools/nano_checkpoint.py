@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +33,8 @@ PREPROCESSOR = {
 }
 
 
-def write_settings(directory: Path, preset_name: str, im_end_id: int) -> None:
+def write_settings(directory: Path, config: dict[str, Any], im_end_id: int) -> None:
     """config.json, generation_config.json and preprocessor_config.json."""
-    config = preset_dict(preset_name)
     generation = {"eos_token_id": im_end_id, "max_length": config["text_config"]["max_position_embeddings"]}
     for name, values in (
         ("config.json", config),
@@ -45,14 +45,20 @@ def write_settings(directory: Path, preset_name: str, im_end_id: int) -> None:
             temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def unquantised_config(preset_name: str) -> dict[str, Any]:
+    """`config.json` of the weights that the training works on: dense float32, as no file of the release is."""
+    config = preset_dict(preset_name)
+    del config["text_config"]["quantization_config"]
+    return config | {"dtype": "float32", "text_config": config["text_config"] | {"dtype": "float32"}}
+
+
 def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The model as it is published: routed experts packed, everything else bfloat16 but the router's bias."""
     packed = set(routed_linears(model))
     tensors: dict[str, Tensor] = {}
     for name in sorted(packed):
-        linear = model.get_submodule(name)
-        master = linear.parametrizations.weight.original if parametrize.is_parametrized(linear) else linear.weight
-        words, scale = quantize_coarsely(master.detach().cpu())
+        master = master_weight(model.get_submodule(name))
+        words, scale = quantize_coarsely(master)
         tensors[f"{name}.weight_packed"], tensors[f"{name}.weight_scale"] = words, scale
         tensors[f"{name}.weight_shape"] = torch.tensor(master.shape, dtype=torch.int32)
     for name, tensor in model.state_dict().items():
@@ -62,8 +68,24 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def write_weights(directory: Path, model: nn.Module) -> None:
+def master_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The float32 weights that the training works on, before any rounding, under their published names."""
+    packed = set(routed_linears(model))
+    tensors = {f"{name}.weight": master_weight(model.get_submodule(name)) for name in sorted(packed)}
+    for name, tensor in model.state_dict().items():
+        if not any(name.startswith(f"{linear}.") for linear in packed):
+            tensors[name] = tensor.detach().cpu()
+    return tensors
+
+
+def master_weight(linear: nn.Module) -> Tensor:
+    """What the optimiser moves, whether or not the forward pass sees it through INT4."""
+    weight = linear.parametrizations.weight.original if parametrize.is_parametrized(linear) else linear.weight
+    return weight.detach().cpu()
+
+
+def write_weights(directory: Path, tensors: dict[str, Tensor]) -> None:
     """model.safetensors, whole or not at all."""
     with ShardWriter(directory) as writer:
-        for name, tensor in stored_tensors(model).items():
+        for name, tensor in tensors.items():
             writer.add(name, tensor)

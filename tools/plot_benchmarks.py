@@ -7,6 +7,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,8 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     save = figure_saver()
     args.out.mkdir(parents=True, exist_ok=True)
     for target, report in reports.items():
-        with write_whole(target) as temporary:
-            save(report, temporary)
+        save(partial(draw, report), report.title, target)
         print(target)
     return 0
 
@@ -179,17 +179,18 @@ def look_of(engine: str) -> Look:
     return Look(color, marker, engine.endswith(", compiled"))
 
 
-def figure_saver() -> Callable[[Report, Path], None]:
-    """A function that draws a report into an SVG file. Raises UsageError if matplotlib is not installed."""
+def figure_saver() -> Callable[[Callable[[], "Figure"], str, Path], None]:
+    """A function (how to draw it, title, path) that makes an SVG file. Raises UsageError without matplotlib."""
     try:
         from matplotlib import style
     except ImportError:
         raise UsageError("matplotlib is not installed. Install the dev extra: pip install -e '.[dev]'.") from None
 
-    def save(report: Report, path: Path) -> None:
+    def save(draw_figure: Callable[[], "Figure"], title: str, path: Path) -> None:
         with style.context(STYLE, after_reset=True):  # whatever the user's matplotlibrc says
-            metadata = {"Title": report.title, "Date": None, "Creator": None}
-            draw(report).savefig(path, format="svg", metadata=metadata)
+            figure, metadata = draw_figure(), {"Title": title, "Date": None, "Creator": None}
+            with write_whole(path) as temporary:
+                figure.savefig(temporary, format="svg", metadata=metadata)
 
     return save
 

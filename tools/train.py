@@ -2,7 +2,9 @@
 
 It runs the modules of `reference/` themselves, with their routed experts seen through INT4 (quantization_aware.py),
 Muon for the matrices and AdamW for the rest, and balances the experts by their bias alone. Examples are drawn from
-`tools/worlds`, never stored. The state is saved every few minutes; `--resume` goes on from it.
+`tools/worlds`, never stored. The state is saved every few minutes; `--resume` goes on from it. At the end there is a
+checkpoint with INT4 experts in the folder, and in `unquantised` below it the float32 weights that were trained: what
+the quantisation costs is the difference between the two (`tools.evaluate --against`).
 """
 
 import argparse

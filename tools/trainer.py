@@ -4,12 +4,12 @@ import contextlib
 import json
 import pickle
 import sys
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +31,10 @@ from reference.router import Router
 from reference.stages import observing
 from reference.tokenizer import Tokenizer, write_tokenizer_files
 from tools.curriculum import COUNT_UNTIL, LEARNING_RATE, QUANTISED_FROM, draw_example, learning_rate
+from tools.expert_load import LoadCounter
 from tools.export_tokenizer_json import write_tokenizer_json
 from tools.muon import Muon
-from tools.nano_checkpoint import write_settings, write_weights
+from tools.nano_checkpoint import master_tensors, stored_tensors, unquantised_config, write_settings, write_weights
 from tools.qk_clip import MaxLogits, clip
 from tools.quantization_aware import fake_quantize, set_active
 from tools.training_batches import IGNORED, Batch, encode_example, micro_batches
@@ -45,6 +46,7 @@ from tools.worlds.sample import Sample
 CHAT_TEMPLATE = SHIPPED_MODEL / "chat_template.jinja"  # for other engines; written by hand, tested against our renderer
 PRESET = "kimi-k25-nano"
 STATE_FILE, CURVE_FILE = "training_state.pt", "training_curve.json"
+UNQUANTISED = "unquantised"  # a folder below the checkpoint's
 WEIGHT_DECAY = 0.05
 EXAMPLES_PER_STEP = 32
 MICRO_BATCH_TOKENS = 1024
@@ -61,7 +63,7 @@ class Trainer:
         torch.manual_seed(seed)
         self.model = (starting_model() if init is None else dense_model(init)).to(device).train()
         if not (directory / STATE_FILE).exists():  # a state goes with the vocabulary that stands beside it
-            write_small_files(directory, init)
+            write_small_files(directory, init, preset_dict(PRESET))
         self.processor = Processor.from_directory(directory)
         fake_quantize(self.model)
         self.threads = one_thread_per_core(device)
@@ -104,7 +106,12 @@ class Trainer:
             temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     def export(self) -> None:
-        write_weights(self.directory, self.model)
+        """The INT4 checkpoint, and below it the unquantised weights of the same training, to compare it with."""
+        write_weights(self.directory, stored_tensors(self.model))
+        unquantised = self.directory / UNQUANTISED
+        unquantised.mkdir(exist_ok=True)
+        write_small_files(unquantised, self.directory, unquantised_config(PRESET))
+        write_weights(unquantised, master_tensors(self.model))
 
     def train(self, seconds: float) -> None:
         """Step until `seconds` of training time are used up, over all runs of this state."""
@@ -136,7 +143,8 @@ class Trainer:
         batches = self.batches(samples)
         set_active(self.model, progress >= QUANTISED_FROM)
         total = sum(batch.weights.sum() for batch in batches)
-        counter, logits_seen = LoadCounter(), MaxLogits(self.attentions)
+        counter = LoadCounter(self.model.config.text.n_routed_experts)
+        logits_seen = MaxLogits(self.attentions)
 
         def gradients(batch: Batch) -> tuple[float, tuple[Tensor | None, ...]]:
             counter.begin(batch.valid)
@@ -189,7 +197,7 @@ class Trainer:
     def check(self, loss: float) -> dict:
         """Held-out examples at full difficulty: the share whose whole reply the model would have written, per skill."""
         samples = [draw_example(self.seed, self.num_examples + i, 1.0, "held-out") for i in range(CHECK_EXAMPLES)]
-        right, seen, counter = defaultdict(int), defaultdict(int), LoadCounter()
+        right, seen, counter = defaultdict(int), defaultdict(int), LoadCounter(self.model.config.text.n_routed_experts)
 
         def wrong_rows(batch: Batch) -> list[bool]:
             counter.begin(batch.valid)
@@ -216,31 +224,6 @@ class Trainer:
             "most_loaded_expert": round(worst, 2),  # tokens of the busiest expert of any layer, over the layer's mean
             "exact": {skill: [right[skill], seen[skill]] for skill in sorted(seen)},
         }
-
-
-class LoadCounter:
-    """Observer that counts how many real tokens each expert of each layer gets, in several threads at once."""
-
-    def __init__(self) -> None:
-        self.thread = threading.local()  # .valid: which positions of the thread's batch are no padding
-        self.counts: list[tuple[str, Tensor]] = []
-
-    def begin(self, valid: Tensor) -> None:
-        self.thread.valid = valid.flatten()
-
-    def __call__(self, name: str, tensor: Tensor) -> Tensor:
-        if name.endswith("router.experts"):
-            num_experts = preset_dict(PRESET)["text_config"]["n_routed_experts"]
-            load = tensor[self.thread.valid].flatten().bincount(minlength=num_experts).float()  # (E)
-            self.counts.append((name, load))
-        return tensor
-
-    def total(self) -> dict[str, Tensor]:
-        """Loads (E) by stage name."""
-        loads: dict[str, Tensor] = {}
-        for name, load in self.counts:
-            loads[name] = loads[name] + load if name in loads else load
-        return loads
 
 
 @contextlib.contextmanager
@@ -282,7 +265,7 @@ class Quiet:
         pass
 
 
-def write_small_files(directory: Path, init: Path | None) -> None:
+def write_small_files(directory: Path, init: Path | None, config: dict[str, Any]) -> None:
     """Vocabulary (trained here, or that of the weights to start from), chat template and settings."""
     if init is None:
         specials = {NUM_RANKS + offset: name for offset, name in NAMED_SPECIALS.items()}
@@ -292,7 +275,7 @@ def write_small_files(directory: Path, init: Path | None) -> None:
             copy_whole(init / name, directory / name)
     write_tokenizer_json(directory)
     copy_whole(CHAT_TEMPLATE, directory / CHAT_TEMPLATE.name)
-    write_settings(directory, PRESET, im_end_id=Tokenizer.from_directory(directory).control_ids[IM_END])
+    write_settings(directory, config, im_end_id=Tokenizer.from_directory(directory).control_ids[IM_END])
 
 
 def copy_whole(source: Path, target: Path) -> None:

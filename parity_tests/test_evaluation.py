@@ -1,0 +1,366 @@
+"""What is made of an evaluation: intervals, comparisons question by question, the page in docs/, expert load."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from parity_tests.checkpoints import small_config, write_checkpoint
+from reference.command import run
+from reference.generate import SHIPPED_MODEL
+from tools import evaluate, expert_load, report_evaluation
+from tools.evaluation_figures import draw_accuracy, draw_expert_load
+from tools.evaluation_targets import TARGETS
+from tools.intervals import paired_interval, wilson_interval
+from tools.nano_checkpoint import PREPROCESSOR
+from tools.report_evaluation import NOT_MEASURED
+from tools.scores import compare, difference, share, with_totals
+
+ROOT = Path(__file__).parents[1]
+
+
+def make_report(outcomes: dict[str, str], **settings: Any) -> dict[str, Any]:
+    """A report as tools.evaluate prints it; `outcomes` by skill."""
+    n = len(next(iter(outcomes.values())))
+    rows = [
+        {**share(skill, text.count("1"), n), "refused": 0, "could_refuse": n, "seconds": 1.5, "outcomes": text,
+         "questions_sha256": f"{skill} {n}", "failures": [make_failure(skill, text.index("0"))] if "0" in text else []}
+        for skill, text in outcomes.items()
+    ]  # fmt: skip
+    return {
+        "command": "python -m tools.evaluate --json", "model": "reference/nano", "model_sha256": "1234" * 16,
+        "experts": "int4", "backend": "reference", "mode": "thinking", "temperature": 0.0, "top_p": 0.95, "seed": 0,
+        "shapes": "one to four", "n_per_skill": n, "max_new_tokens": 400, "batch": 128, "torch": "2.13.0", "threads": 2,
+        "seconds": 3.0, "skills": with_totals(rows),
+    } | settings  # fmt: skip
+
+
+def make_failure(skill: str, index: int) -> dict[str, Any]:
+    return {
+        "index": index, "skill": skill, "question": "What is\n2 + 2?", "content_key": "k", "expected": "2 + 2 = 4",
+        "answer": "2 + 2 = 5", "expected_reasoning": "ones: 2+2=4", "reasoning": "", "finish_reason": "stop",
+    }  # fmt: skip
+
+
+def write(path: Path, report: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report), encoding="utf-8")
+    return path
+
+
+# --- intervals and comparisons ---------------------------------------------------------------------------------------
+
+
+def test_wilson_interval_of_nothing_and_of_everything_stays_inside_zero_to_one():
+    for n in (1, 10, 29):
+        (low, high), (other_low, other_high) = wilson_interval(0, n), wilson_interval(n, n)
+        assert low == 0 and other_high == pytest.approx(1) and other_high <= 1
+        assert other_low == pytest.approx(1 - high)
+
+
+def test_paired_interval_agrees_with_the_published_example():
+    """One of 21 patients got worse, seven got better. Fagerland, Lydersen and Laake 2014, table V."""
+    assert paired_interval(1, 7, 21) == pytest.approx((-0.508, -0.013), abs=6e-4)
+
+
+def test_paired_interval_covers_the_true_difference_about_as_often_as_it_says():
+    generator = torch.Generator().manual_seed(0)
+    first, second = 0.06, 0.03  # shares of questions that only one of the two gets right
+    draws = torch.rand((1000, 400), generator=generator)
+    covered = 0
+    for row in draws:
+        only_first = int((row < first).sum())
+        only_second = int(((row >= first) & (row < first + second)).sum())
+        low, high = paired_interval(only_first, only_second, 400)
+        covered += low <= first - second <= high
+    assert 0.92 <= covered / 1000 <= 0.98
+
+
+def test_a_difference_counts_the_questions_that_one_of_two_got_right():
+    row = difference("numbers.add", "1111000010", "1100110010")
+    assert (row["accuracy"], row["other_accuracy"]) == (0.5, 0.5)
+    assert (row["only_this"], row["only_other"], row["difference"], row["n"]) == (2, 2, 0.0, 10)
+    assert difference("x", "110", "100")["difference"] == pytest.approx(1 / 3)
+    assert difference("x", "100", "110")["interval_95"] == tuple(
+        -bound for bound in reversed(difference("x", "110", "100")["interval_95"])
+    )
+
+
+def test_groups_of_several_skills_and_all_of_them_are_compared_too():
+    rows = compare({"a.x": ("11", "10"), "a.y": ("00", "01"), "b.z": ("10", "10")})
+    assert [(row["skill"], row["n"], row["difference"]) for row in rows] == [
+        ("a.x", 2, 0.5), ("a.y", 2, -0.5), ("b.z", 2, 0.0), ("a", 4, 0.0), ("all", 6, 0.0)
+    ]  # fmt: skip
+    assert [row["skill"] for row in compare({"a.x": ("1", "1")})] == ["a.x"]
+
+
+# --- tools.evaluate --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory) -> Path:
+    """An untrained model with the shipped vocabulary, whose answers are wrong."""
+    directory = tmp_path_factory.mktemp("random")
+    config = small_config(text={"vocab_size": 1280})
+    config["media_placeholder_token_id"] = config["image_token_id"] = 1045
+    write_checkpoint(directory, config)
+    (directory / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR), encoding="utf-8")
+    for file in ("tiktoken.model", "tokenizer_config.json"):
+        shutil.copy(SHIPPED_MODEL / file, directory)
+    return directory
+
+
+def run_evaluate(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert evaluate.main([*arguments, "--json", "--quiet"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_report_compared_with_itself_differs_nowhere_and_with_another_model_everywhere(
+    random_model, tmp_path, capsys
+):
+    flags = ["--skill", "numbers.decimals", "--skill", "self.who", "--n", "4", "--max-new-tokens", "80"]
+    shipped = run_evaluate(capsys, *flags)
+    assert [row["outcomes"] for row in shipped["skills"]] == ["1111", "1111"]
+    path = write(tmp_path / "shipped.json", shipped)
+    again = run_evaluate(capsys, *flags, "--batch", "3", "--against", str(path))
+    assert [row["difference"] for row in again["against"]["skills"]] == [0, 0, 0]
+    assert again["skills"][0]["questions_sha256"] == shipped["skills"][0]["questions_sha256"]
+    other = run_evaluate(capsys, *flags, "--model", str(random_model), "--against", str(path))
+    assert [row["difference"] for row in other["against"]["skills"]] == [-1, -1, -1]
+    assert other["experts"] == "unquantised" and shipped["experts"] == "int4"
+    assert other["model_sha256"] != shipped["model_sha256"]
+    evaluate.main([*flags, "--model", str(random_model), "--against", str(path), "--quiet"])
+    table = capsys.readouterr().out
+    assert re.search(r"^all +0\.0% +100\.0% +-100\.0 ", table, re.MULTILINE)
+
+
+def test_a_report_holds_no_path_of_this_machine(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    report = run_evaluate(capsys, "--skill", "self.hello", "--n", "1", "--max-new-tokens", "1")
+    assert str(SHIPPED_MODEL.parent) not in json.dumps(report)
+    assert report["model"] == "nano"
+    monkeypatch.chdir(SHIPPED_MODEL.parents[1])
+    report = run_evaluate(capsys, "--skill", "self.hello", "--n", "1", "--max-new-tokens", "1")
+    assert report["model"] == "reference/nano"
+
+
+def test_refusals_count_where_the_model_could_have_answered(capsys, monkeypatch):
+    import reference.generation
+    from reference.tokenizer import Tokenizer
+    from tools.worlds.self_knowledge import REFUSALS
+
+    tokenizer = Tokenizer.from_directory(SHIPPED_MODEL)
+
+    def refuse(model, prompts, **settings):
+        return [reference.generation.Generated(tokenizer.encode(REFUSALS[0]), "stop") for _ in prompts]
+
+    monkeypatch.setattr(reference.generation, "generate", refuse)
+    report = run_evaluate(capsys, "--skill", "numbers.add", "--skill", "outside", "--n", "3", "--instant")
+    counts = {row["skill"]: (row["refused"], row["could_refuse"], row["right"]) for row in report["skills"]}
+    assert counts == {"numbers.add": (3, 3, 0), "outside.question": (0, 0, 3)}
+
+
+BASE = make_report({"numbers.add": "1101"})
+WRONG_SUM = make_report({"numbers.add": "1101"})
+WRONG_SUM["skills"][0]["right"] = 2
+
+
+@pytest.mark.parametrize(("report", "flags", "complaint"), [
+    (make_report({"numbers.add": "1101"}, seed=1), [], "was made with seed 1, and this is 0"),
+    (make_report({"numbers.add": "11011"}), [], "was made with n_per_skill 5, and this is 4"),
+    (BASE, ["--shapes", "1"], "was made with shapes one to four, and this is 1"),
+    (BASE, ["--skill", "numbers.multiply"], "has no numbers.multiply"),
+    ({"skills": []}, [], "no report of this tools.evaluate"),
+    ([1], [], "no report of this tools.evaluate"),
+    ({"skills": [{"skill": "numbers.add", "right": 1}]}, [], "no report of this tools.evaluate"),
+    (WRONG_SUM, [], "the outcomes of numbers.add are not its 2 right answers"),
+    (BASE, [], "its questions of numbers.add are others"),
+])  # fmt: skip
+def test_a_report_of_other_questions_is_refused_in_one_line(tmp_path, capsys, report, flags, complaint):
+    path = write(tmp_path / "other.json", report)
+    arguments = ["--skill", "numbers.add", "--n", "4", "--max-new-tokens", "1", "--against", str(path), *flags]
+    assert run(lambda: evaluate.main(arguments)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path}: ") and complaint in error and error.count("\n") == 1
+
+
+def test_an_unknown_skill_is_refused_with_the_names_of_all_groups(capsys):
+    assert run(lambda: evaluate.main(["--skill", "numbers.ad"])) == 2
+    error = capsys.readouterr().err
+    assert "numbers, pictures, videos, self, outside" in error and "conversation" in error
+
+
+def test_batches_hold_every_question_once_and_keep_both_limits():
+    lengths = {index: 5 + index * index % 97 for index in range(200)} | {200: 5000}
+    found = list(evaluate.batches(lengths, 16, 1000))
+    assert sorted(index for batch in found for index in batch) == list(range(201))
+    assert found[0] == [200]  # longer than allowed, and asked all the same
+    for batch in found[1:]:
+        assert len(batch) <= 16 and len(batch) * max(lengths[index] for index in batch) <= 1000
+    assert max(map(len, found)) == 16
+
+
+def test_every_skill_of_the_worlds_has_an_evaluator_and_every_one_is_measured_by_default():
+    from tools.worlds.sample import SKILLS
+
+    assert evaluate.choose_skills(None) == [*SKILLS, "conversation"] == list(evaluate.evaluators())
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def page_of(reports: Path, out: Path) -> str:
+    assert report_evaluation.main(["--reports", str(reports), "--out", str(out)]) == 0
+    return (out / "evaluation.md").read_text(encoding="utf-8")
+
+
+def line_of(page: str, title: str) -> list[str]:
+    """The cells of the first table's line that begins so."""
+    line, *_ = [line for line in page.splitlines() if line.startswith(f"| {title} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_page_in_the_repository_is_made_of_the_reports_in_the_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert page_of(Path("docs/benchmarks"), tmp_path) == (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    for name in ("evaluation.svg", "expert-load.svg"):
+        ours, theirs = ({element.text for element in ElementTree.parse(path / "figures" / name).iter()
+                         if element.tag.endswith("}text")} for path in (tmp_path, ROOT / "docs"))  # fmt: skip
+        assert ours == theirs and ours
+
+
+def test_reports_in_the_repository_name_no_path_of_a_machine():
+    for path in (ROOT / "docs/benchmarks").glob("e*.json"):
+        assert not re.search(r'"/|(?<=[\s"])/(home|root|tmp|work)', path.read_text(encoding="utf-8")), path
+
+
+def test_targets_are_met_and_missed_where_the_figures_say(tmp_path):
+    good, half = "1" * 40, "10" * 20
+    report = make_report({"numbers.add": good, "numbers.subtract": good, "numbers.multiply": half,
+                          "numbers.decimals": good, "outside.question": good})  # fmt: skip
+    write(tmp_path / "in/evaluate-thinking.json", report)
+    page = page_of(tmp_path / "in", tmp_path / "out")
+    thinking = line_of(page, "numbers, thinking")
+    assert thinking[1:7] == ["97 %", "83.3 %", "75.7 to 88.9", "120", "0", "no"]
+    assert line_of(page, "which decimal is bigger")[6] == "yes"
+    assert line_of(page, "inside the worlds: false refusals")[2:7] == ["0.0 %", "0.0 to 1.9", "200", "0", "yes"]
+    for title in ("numbers, instant", "questions about pictures", "documents"):
+        assert line_of(page, title)[2] == NOT_MEASURED
+    assert [target.title for target in TARGETS if f"| {target.title} | {target.wanted} |" not in page] == []
+    assert "question 1 of seed 0" in page and "    question:     What is\n                  2 + 2?" in page
+    assert "thinks:       (nothing)" in page
+    assert "Without a wrong answer: numbers.add, numbers.subtract" in page
+    assert f"written at its end: {NOT_MEASURED}" in page
+
+
+def test_a_row_needs_all_of_its_skills(tmp_path):
+    write(tmp_path / "in/evaluate-thinking.json", make_report({"numbers.add": "1111"}))
+    assert line_of(page_of(tmp_path / "in", tmp_path / "out"), "numbers, thinking")[2] == NOT_MEASURED
+
+
+def test_only_equal_questions_are_paired_and_the_larger_report_counts(tmp_path):
+    first, second = "1" * 60 + "0" * 40, "0" * 2 + "1" * 60 + "0" * 38
+    for name, settings in {
+        "thinking": {"outcomes": {"numbers.add": first, "outside.question": first}},
+        "small": {"outcomes": {"numbers.add": "0" * 10}},
+        "unquantised": {"outcomes": {"numbers.add": second}, "experts": "unquantised"},
+        "sampled": {"outcomes": {"numbers.add": second[:50]}, "temperature": 1.0},
+        "one-shape": {"outcomes": {"numbers.add": "0" * 200}, "shapes": 1},
+    }.items():
+        write(tmp_path / f"in/evaluate-{name}.json", make_report(settings.pop("outcomes"), **settings))
+    page = page_of(tmp_path / "in", tmp_path / "out")
+    quantised = line_of(page, "INT4 against the unquantised master weights, paired")
+    bounds = "-4.7 to +4.7"  # two questions each way: 1.96 * sqrt(2 * 3 / 102 / 102)
+    assert quantised[2:7] == ["+0.0 points", bounds, "100", "0", "yes"]
+    sampled = line_of(page, "published sampling against greedy, numbers and pictures, paired")
+    assert sampled[2] == NOT_MEASURED  # 50 questions are not those 100
+    assert line_of(page, "numbers.add")[1] == "60.0 % (50.2 to 69.1)"
+
+
+def test_a_model_that_loses_too_much_by_quantisation_misses_its_target(tmp_path):
+    write(tmp_path / "in/evaluate-thinking.json", make_report({"numbers.add": "1" * 90 + "0" * 10}))
+    dense = make_report({"numbers.add": "1" * 93 + "0" * 7}, experts="unquantised")
+    write(tmp_path / "in/evaluate-unquantised.json", dense)
+    row = line_of(page_of(tmp_path / "in", tmp_path / "out"), "INT4 against the unquantised master weights, paired")
+    assert row[2] == "-3.0 points" and row[6] == "no"
+
+
+def test_figures_show_every_skill_and_every_layer_and_the_limits():
+    rows = {"thinking": {"numbers.add": share("numbers.add", 3, 4)}, "instant": {"self.who": share("self.who", 4, 4)}}
+    [axes] = draw_accuracy(rows, "n").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["numbers.add", "self.who"]
+    report = {"n": 5, "lowest": 0.5, "highest": 1.5, "layers": [{"layer": 1, "share_of_mean": [0.5, 1.5]},
+                                                                {"layer": 2, "share_of_mean": [1.0, 1.0]}]}  # fmt: skip
+    [axes] = draw_expert_load(report).axes
+    assert [text.get_text() for text in axes.texts] == ["limit 0.25", "limit 4"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["layer 1", "layer 2"]
+    low, high = axes.get_ylim()
+    assert low < 0.25 and high > 4
+
+
+@pytest.mark.parametrize(("name", "report", "complaint"), [
+    ("evaluate-a.json", {"skills": [{"skill": "numbers.add"}]}, "no report of this tools.evaluate"),
+    ("evaluate-a.json", WRONG_SUM, "not its 2 right answers"),
+    ("expert-load.json", {"layers": []}, "no report of tools.expert_load"),
+    ("expert-load.json", {"n": 1, "lowest": 0, "highest": 1, "layers": []}, "no loads of any layer"),
+])  # fmt: skip
+def test_what_is_no_report_is_refused_in_one_line(tmp_path, capsys, name, report, complaint):
+    write(tmp_path / "evaluate-thinking.json", BASE)
+    path = write(tmp_path / name, report)
+    assert run(lambda: report_evaluation.main(["--reports", str(tmp_path), "--out", str(tmp_path)])) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error and complaint in error and error.count("\n") == 1
+    assert not (tmp_path / "evaluation.md").exists()
+
+
+def test_a_folder_without_reports_is_refused_in_one_line(tmp_path, capsys):
+    assert run(lambda: report_evaluation.main(["--reports", str(tmp_path), "--out", str(tmp_path)])) == 2
+    assert "no evaluate-*.json" in capsys.readouterr().err
+
+
+# --- expert load -----------------------------------------------------------------------------------------------------
+
+
+def test_every_token_of_the_examples_is_counted_at_every_layer_for_as_many_experts_as_it_sees(capsys):
+    from reference.prompt import Processor
+    from tools.curriculum import draw_example
+    from tools.training_batches import encode_example
+
+    assert expert_load.main(["--n", "6", "--seed", "2", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    processor = Processor.from_directory(SHIPPED_MODEL)
+    examples = [encode_example(processor, draw_example(2, i, 1.0, "held-out")) for i in range(6)]
+    tokens = sum(example.length - 1 for example in examples)  # the last one is never an input
+    assert [layer["layer"] for layer in report["layers"]] == [1, 2, 3, 4]
+    for layer in report["layers"]:
+        assert sum(layer["tokens"]) == tokens * processor.config.text.num_experts_per_tok
+        mean = sum(layer["tokens"]) / len(layer["tokens"])
+        assert layer["share_of_mean"] == pytest.approx([count / mean for count in layer["tokens"]], abs=1e-4)
+    shares = [share for layer in report["layers"] for share in layer["share_of_mean"]]
+    assert (report["lowest"], report["highest"]) == (min(shares), max(shares))
+
+
+def test_a_model_whose_router_has_one_favourite_is_seen(tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(SHIPPED_MODEL, tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    for name in [name for name in weights if name.endswith("e_score_correction_bias")]:
+        weights[name] = torch.tensor([9.0, 8.0] + [0.0] * 6)
+    save_file(weights, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    assert expert_load.main(["--model", str(tmp_path / "model"), "--n", "2"]) == 0
+    assert "lowest 0.00, highest 4.00: outside 0.25 to 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--n", "0"], "at least 1"), (["--seed", "-1"], "seed"), (["--model", "nowhere"], "nowhere"),
+])  # fmt: skip
+def test_bad_options_of_expert_load_are_refused_in_one_line(arguments, words, capsys):
+    assert run(lambda: expert_load.main(arguments)) == 2
+    message = capsys.readouterr().err
+    assert words in message and message.count("\n") == 1

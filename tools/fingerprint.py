@@ -1,0 +1,21 @@
+"""Which weights a measurement is about: their hash, and their folder as a reader of the report knows it."""
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def fingerprint(directory: Path) -> str:
+    """SHA-256 over a checkpoint's safetensors files, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def shown(path: Path) -> str:
+    """A path below the working directory relative to it, any other one by its last part alone."""
+    relative = os.path.relpath(path)
+    return Path(path).name if relative.startswith("..") else Path(relative).as_posix()

@@ -1,0 +1,277 @@
+"""Write docs/evaluation.md from the committed reports: every target, what was reached, and examples of failures.
+
+The reports are what `tools.evaluate --json` and `tools.expert_load --json` printed. Equal reports give equal pages.
+"""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from reference.command import OneLineParser, read_json, run, write_whole
+from reference.errors import UsageError
+from reference.generate import SHIPPED_MODEL
+
+from .evaluation_figures import draw_accuracy, draw_expert_load
+from .evaluation_targets import (
+    GREEDY_INT4,
+    MODES,
+    PICTURES,
+    SAMPLED,
+    TARGETS,
+    THINKING,
+    Found,
+    Reports,
+    compare_pairs,
+    files_of,
+    percent,
+    signed,
+)
+from .expert_load import HIGHEST, LOWEST
+from .fingerprint import fingerprint
+from .plot_benchmarks import figure_saver
+from .scores import read_report, skill_rows
+
+EXAMPLES = """examples:
+  python -m tools.report_evaluation
+  python -m tools.report_evaluation --reports docs/benchmarks --out docs
+"""
+
+NOT_MEASURED = "not measured yet"
+ACCURACY_FIGURE, LOAD_FIGURE = "evaluation.svg", "expert-load.svg"
+NUM_SHAPES = 4  # question i is about a picture with 1 + i % 4 shapes
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    reports = read_folder(args.reports)
+    save, figures = figure_saver(), args.out / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    best = {mode: found for mode in MODES if (found := reports.best(mode=mode, **GREEDY_INT4))}
+    rows = {mode: {skill: found.row for skill, found in by_skill.items()} for mode, by_skill in best.items()}
+    questions = describe_n(found for by_skill in best.values() for found in by_skill.values())
+    subtitle = f"greedy, with 95 % intervals; {questions} questions a skill"
+    save(partial(draw_accuracy, rows, subtitle), "Accuracy per skill", figures / ACCURACY_FIGURE)
+    for load in reports.loads.values():
+        save(partial(draw_expert_load, load), "Tokens per expert", figures / LOAD_FIGURE)
+    target = args.out / "evaluation.md"
+    with write_whole(target) as temporary:
+        temporary.write_text(make_page(reports), encoding="utf-8")
+    print(target)
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog="python -m tools.report_evaluation", description=__doc__, epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--reports", type=Path, default=Path("docs/benchmarks"), metavar="DIR",
+                        help="where evaluate-*.json and expert-load.json are (default: docs/benchmarks)")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("docs"), metavar="DIR",
+                        help="where evaluation.md and figures/ go (default: docs)")  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def read_folder(folder: Path) -> Reports:
+    """Raises UsageError if there is no evaluation, or a file that is none."""
+    evaluations = {path.name: read_report(path) for path in in_order(folder, "evaluate-*")}
+    if not evaluations:
+        raise UsageError(f"{folder}: no evaluate-*.json there. Make one: python -m tools.evaluate --json")
+    loads = {path.name: read_load(path) for path in in_order(folder, "expert-load")}
+    return Reports(evaluations, loads)
+
+
+def in_order(folder: Path, stem: str) -> list[Path]:
+    """By name without its ending: `evaluate-thinking` before `evaluate-thinking-sampled`, which sort the other way."""
+    return sorted(folder.glob(f"{stem}.json"), key=lambda path: path.stem)
+
+
+def read_load(path: Path) -> dict[str, Any]:
+    load = read_json(path, "a report of tools.expert_load")
+    try:
+        complete = all(load[key] > 0 for key in ("n", "highest")) and load["lowest"] >= 0
+        complete &= all(layer["share_of_mean"] and layer["layer"] >= 0 for layer in load["layers"])
+    except (TypeError, LookupError) as error:
+        raise UsageError(f"{path}: is no report of tools.expert_load ({error}). Make one: python -m tools.expert_load "
+                         f"--json > {path}") from None  # fmt: skip
+    if not (complete and load["layers"]):
+        raise UsageError(f"{path}: has no loads of any layer. Make it again: python -m tools.expert_load --json")
+    return load
+
+
+def make_page(reports: Reports) -> str:
+    parts = [
+        intro(), targets_table(reports), skills_section(reports), shapes_section(reports),
+        *(paired_section(reports, *section) for section in PAIRED_SECTIONS),
+        load_section(reports), failures_section(reports), runs_section(reports),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def intro() -> str:
+    return f"""# What can the shipped model do, and what not?
+
+This page is made by `python -m tools.report_evaluation` from the JSON in [benchmarks](benchmarks), which
+`python -m tools.evaluate --json` and `python -m tools.expert_load --json` print; nothing in it is typed by hand. The
+questions are held out: no operands, picture or name of them was in the training. Only those about the model itself are
+not: nothing in them is drawn but the wording. The worlds that they come from are in `tools/worlds`.
+
+Intervals are 95 %: Wilson's for a share; for a difference, which is always between two runs over the same questions,
+that of Bonett and Price for paired data. `{NOT_MEASURED}` means that no report is in the folder.
+
+A report keeps the outcome of every question, so any two can be compared: other weights, mode, backend or sampling.
+
+    python -m tools.evaluate --skill numbers --json > thinking.json
+    python -m tools.evaluate --skill numbers --instant --against thinking.json
+
+## Targets
+
+Thinking mode and greedy unless it says otherwise. The targets ask for 1,000 questions or more. A figure that falls
+short stays as it is."""
+
+
+def targets_table(reports: Reports) -> str:
+    lines = ["| what | target | reached | 95 % interval | n | seed | met | report |", "| --- " * 8 + "|"]
+    for target in TARGETS:
+        found = target.find(reports)
+        if found is None:
+            lines.append(f"| {target.title} | {target.wanted} | {NOT_MEASURED} |  |  |  |  |  |")
+            continue
+        met = "" if found.met is None else "yes" if found.met else "no"
+        links = ", ".join(link(file) for file in found.files)
+        lines.append(f"| {target.title} | {target.wanted} | {found.figure} | {found.interval} | {found.n:,} | "
+                     f"{found.seeds} | {met} | {links} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def skills_section(reports: Reports) -> str:
+    best = {mode: reports.best(mode=mode, **GREEDY_INT4) for mode in MODES}
+    lines = ["## Every skill", "", f"![accuracy per skill, thinking and instant](figures/{ACCURACY_FIGURE})", "",
+             "| skill | thinking | instant | n |", "| --- | --- | --- | --- |"]  # fmt: skip
+    for skill in dict.fromkeys(skill for by_skill in best.values() for skill in by_skill):
+        cells = [best[mode].get(skill) for mode in MODES]
+        shares = [with_interval(found.row) if found else NOT_MEASURED for found in cells]
+        lines.append(f"| {skill} | {' | '.join(shares)} | {describe_n(found for found in cells if found)} |")
+    return "\n".join(lines)
+
+
+def shapes_section(reports: Reports) -> str:
+    """The same rows, split by the number of shapes in the picture."""
+    best = reports.best(mode="thinking", **GREEDY_INT4)
+    kinds = {"whole picture described": ("pictures.describe",), "all other questions": PICTURES}
+    lines = ["## By the number of shapes in the picture", "", "Thinking, greedy; from the same runs.", "",
+             "| question | one | two | three | four |", "| --- | --- | --- | --- | --- |"]  # fmt: skip
+    for title, skills in kinds.items():
+        texts = [best[skill].row["outcomes"] for skill in skills if skill in best]
+        parts = ["".join(text[start::NUM_SHAPES] for text in texts) for start in range(NUM_SHAPES)]
+        cells = [percent(part.count("1") / len(part)) if part else NOT_MEASURED for part in parts]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+PAIRED_SECTIONS = (
+    ("Thinking against instant", "greedy", THINKING, GREEDY_INT4 | {"mode": "instant"}, "thinking", "instant"),
+    ("Published sampling against greedy", "thinking, temperature 1.0, top-p 0.95", SAMPLED["thinking"], THINKING,
+     "sampled", "greedy"),
+    ("Published sampling against greedy, instant", "temperature 0.6, top-p 0.95", SAMPLED["instant"],
+     GREEDY_INT4 | {"mode": "instant"}, "sampled", "greedy"),
+    ("INT4 against the unquantised weights",
+     "thinking, greedy; the float32 master weights of the same training, written at its end",
+     THINKING, THINKING | {"experts": "unquantised"}, "INT4", "unquantised"),
+    ("The optimized model against the reference", "thinking, greedy", THINKING | {"backend": "optimized"},
+     THINKING | {"backend": "reference"}, "optimized", "reference"),
+)  # fmt: skip
+
+
+def paired_section(reports: Reports, title: str, how: str, first: dict[str, Any], second: dict[str, Any],
+                   first_name: str, second_name: str) -> str:  # fmt: skip
+    """Accuracy of both on the same questions, and the difference question by question."""
+    pairs, how = reports.pairs(first, second), how[0].upper() + how[1:]
+    if not pairs:
+        return f"## {title}\n\n{how}: {NOT_MEASURED}."
+    files = [files_of(pair[side] for pair in pairs.values()) for side in (0, 1)]
+    sources = " against ".join(", ".join(link(file) for file in part) for part in files)
+    lines = [f"## {title}", "", f"{how}; {sources}.", "",
+             f"| skill | {first_name} | {second_name} | only {first_name} right | only {second_name} right | "
+             "difference in points | 95 % interval | n |", "| --- " * 8 + "|"]  # fmt: skip
+    for row in compare_pairs(pairs):
+        low, high = row["interval_95"]
+        name = f"**{row['skill']}**" if row["skill"] not in pairs else row["skill"]
+        lines.append(f"| {name} | {percent(row['accuracy'])} | {percent(row['other_accuracy'])} | {row['only_this']} | "
+                     f"{row['only_other']} | {signed(row['difference'])} | {signed(low)} to {signed(high)} | "
+                     f"{row['n']:,} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def load_section(reports: Reports) -> str:
+    title = "## Expert load\n\n"
+    wanted = f"No expert should get less than {LOWEST:g} or more than {HIGHEST:g} times its layer's mean"
+    if not reports.loads:
+        return f"{title}{wanted}: {NOT_MEASURED}."
+    [(file, load)] = reports.loads.items()
+    verdict = "met" if load["lowest"] >= LOWEST and load["highest"] <= HIGHEST else "not met"
+    return (f"{title}{wanted}. Over {load['n']:,} held-out examples of the training's mixture, seed {load['seed']}, "
+            f"the lowest is {load['lowest']:.2f} and the highest {load['highest']:.2f}: {verdict} ({link(file)}, "
+            f"`{load['command']}`).\n\n![tokens per expert, layer by layer](figures/{LOAD_FIGURE})")  # fmt: skip
+
+
+def failures_section(reports: Reports) -> str:
+    """The first wrong answer of every skill: chosen by its place, not by its looks."""
+    best = reports.best(mode="thinking", **GREEDY_INT4)
+    parts = ["## Failures", "The first wrong answer of each skill, thinking and greedy, unedited. What it should think "
+             "of a picture says what is in it."]  # fmt: skip
+    for skill, found in best.items():
+        for one in found.row["failures"][:1]:
+            fields = {"question": one["question"], "should think": one["expected_reasoning"],
+                      "thinks": one["reasoning"], "should say": one["expected"], "says": one["answer"]}  # fmt: skip
+            if one["finish_reason"] != "stop":
+                fields["ended by"] = one["finish_reason"]
+            lines = [line for label, text in fields.items() for line in labelled(label, text)]
+            parts += [f"{skill}, question {one['index']} of seed {found.report['seed']}:", "\n".join(lines)]
+    perfect = [skill for skill, found in best.items() if not found.row["failures"]]
+    parts += [f"Without a wrong answer: {', '.join(perfect)}."] if perfect else []
+    return "\n\n".join(parts)
+
+
+def labelled(label: str, text: str) -> list[str]:
+    """An indented code block, whatever is in the text: the label, then the lines below one another."""
+    first, *others = text.split("\n") if text else ["(nothing)"]
+    return [f"    {label + ':':<14}{first}".rstrip(), *(f"    {'':<14}{line}".rstrip() for line in others)]
+
+
+def runs_section(reports: Reports) -> str:
+    shipped = fingerprint(SHIPPED_MODEL)
+    lines = ["## The runs", "", "The seconds are those of one machine, which other programs may have shared.", "",
+             "| report | command | weights | questions | seconds | a second | threads | torch |",
+             "| --- " * 8 + "|"]  # fmt: skip
+    for file, report in reports.evaluations.items():
+        questions, seconds = sum(row["n"] for row in skill_rows(report)), report["seconds"]
+        cells = (link(file), f"`{report['command']}`", weights_of(report, shipped), f"{questions:,}", f"{seconds:,.0f}",
+                 f"{questions / max(seconds, 0.1):.1f}", report["threads"], report["torch"])  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def weights_of(report: dict[str, Any], shipped: str) -> str:
+    if report["model_sha256"] == shipped:
+        return "the shipped ones"
+    return "unquantised" if report["experts"] == "unquantised" else f"others, SHA-256 {report['model_sha256'][:12]}"
+
+
+def describe_n(found: Iterable[Found]) -> str:
+    return ", ".join(f"{n:,}" for n in sorted({one.row["n"] for one in found}))
+
+
+def with_interval(row: dict[str, Any]) -> str:
+    low, high = row["interval_95"]
+    return f"{percent(row['accuracy'])} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def link(file: str) -> str:
+    return f"[{file.removesuffix('.json').removeprefix('evaluate-')}](benchmarks/{file})"
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
