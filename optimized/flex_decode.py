@@ -32,8 +32,11 @@ def attend(query: Tensor, latent_key: Tensor, mask: BlockMask, rank: int, scale:
     """
     num_heads = query.shape[2]
     groups = KEY_HEADS if num_heads % KEY_HEADS == 0 else 1
-    key = latent_key.unsqueeze(1).expand(-1, groups, -1, -1)  # (B, G, S, R+P)
-    value = key.narrow(-1, 0, rank)  # (B, G, S, R)
+    latent = latent_key.narrow(-1, 0, rank)  # (B, S, R)
+    if not query.is_cuda:
+        # Inductor's CPU form up to PyTorch 2.12 refuses keys and values of one buffer; from 2.13 on it copies both.
+        latent = latent.clone()
+    key, value = (rows.unsqueeze(1).expand(-1, groups, -1, -1) for rows in (latent_key, latent))  # (B, G, S, R+P or R)
     options = HOPPER if query.is_cuda and is_hopper(query.device.index) else None
     mixed = flex_attention(
         query.transpose(1, 2), key, value, block_mask=mask, scale=scale, enable_gqa=True, kernel_options=options

