@@ -35,7 +35,8 @@ def make_report(outcomes: dict[str, str], **settings: Any) -> dict[str, Any]:
     return {
         "command": "python -m tools.evaluate --json", "model": "reference/nano", "model_sha256": "1234" * 16,
         "experts": "int4", "backend": "reference", "mode": "thinking", "temperature": 0.0, "top_p": 0.95, "seed": 0,
-        "shapes": "one to four", "n_per_skill": n, "max_new_tokens": 400, "batch": 128, "torch": "2.13.0", "threads": 2,
+        "shapes": "one to four", "tokens": None, "n_per_skill": n, "max_new_tokens": 400, "batch": 128,
+        "torch": "2.13.0", "threads": 2,
         "seconds": 3.0, "skills": with_totals(rows),
     } | settings  # fmt: skip
 
@@ -192,7 +193,7 @@ def test_a_report_of_other_questions_is_refused_in_one_line(tmp_path, capsys, re
 def test_an_unknown_skill_is_refused_with_the_names_of_all_groups(capsys):
     assert run(lambda: evaluate.main(["--skill", "numbers.ad"])) == 2
     error = capsys.readouterr().err
-    assert "numbers, pictures, videos, self, outside" in error and "conversation" in error
+    assert "numbers, pictures, signs" in error and "conversation" in error
 
 
 def test_batches_hold_every_question_once_and_keep_both_limits():
@@ -205,10 +206,12 @@ def test_batches_hold_every_question_once_and_keep_both_limits():
     assert max(map(len, found)) == 16
 
 
-def test_every_skill_of_the_worlds_has_an_evaluator_and_every_one_is_measured_by_default():
-    from tools.worlds.sample import SKILLS
+def test_every_skill_of_the_worlds_has_an_evaluator_and_by_default_those_trained_on_are_measured():
+    from tools.worlds.sample import SKILLS, TRAINED, skills_of
 
-    assert evaluate.choose_skills(None) == [*SKILLS, "conversation"] == list(evaluate.evaluators())
+    assert list(evaluate.evaluators()) == [*SKILLS, "conversation"]
+    trained = [skill for name in TRAINED for skill in skills_of(name) or [name]]
+    assert sorted(evaluate.choose_skills(None)) == sorted(trained) and "self.who" in trained
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
