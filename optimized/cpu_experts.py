@@ -15,6 +15,7 @@ from reference.norm import wide_dtype
 from . import capability, int4_lanes
 from .generated import generated, varying
 from .int4 import layout, multiply, num_inputs
+from .linear import in_memory
 
 # n tokens   C hidden_size   K num_experts_per_tok   A assignments: n*K   E n_routed_experts   W moe_intermediate_size
 # m rows of one expert   O outputs   I inputs
@@ -45,9 +46,8 @@ def gathered_dense(tokens: Tensor, weights: Tensor, expert_ids: Tensor, gate_up:
 
 def _matvec(hidden: Tensor, weight: Tensor, expert_ids: Tensor) -> Tensor:
     """Row a of hidden (A, I) times the weights (O, I) of expert expert_ids[a]: (A, O)."""
-    # Stacked, because Inductor's C++ writes a concatenation to memory: otherwise every output would compute it again.
-    [row] = torch.stack([hidden[:, None]])  # (A, 1, I)
-    return (weight[expert_ids].float() * row.float()).sum(-1).to(hidden.dtype)  # (A, O)
+    row = in_memory(hidden[:, None]).float()  # (A, 1, I)
+    return (weight[expert_ids].float() * row).sum(-1).to(hidden.dtype)  # (A, O)
 
 
 def int4(

@@ -32,11 +32,20 @@ def product(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """hidden (..., I) times weight (O, I), computed in `dtype` or wider and rounded to it once: (..., O)."""
     is_one_token = hidden.numel() == hidden.shape[-1]
     if torch.compiler.is_compiling() and is_one_token and not hidden.is_cuda:
-        # Stacked, because Inductor's C++ writes a concatenation to memory: otherwise every row would compute it again.
-        [row] = torch.stack([hidden.reshape(1, -1)])  # (1, I)
+        row = in_memory(hidden.flatten())  # (I)
         rows = (weight.to(wide_dtype(dtype)) * row.to(wide_dtype(dtype))).sum(-1)  # (O)
         return rows.to(dtype).view(*hidden.shape[:-1], -1)  # (..., O)
     return F.linear(hidden.to(dtype), weight.to(dtype))  # (..., O)
+
+
+def in_memory(tensor: Tensor) -> Tensor:
+    """The same tensor, which Inductor's C++ writes to memory before anything reads it.
+
+    It does so with a concatenation of two. What stands before a product, a norm for example, would otherwise be
+    computed again for every row of the weight.
+    """
+    first, _ = torch.stack([tensor, tensor])
+    return first
 
 
 def use_fast_linears(model: nn.Module) -> None:
