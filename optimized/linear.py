@@ -41,10 +41,10 @@ def product(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
 def in_memory(tensor: Tensor) -> Tensor:
     """The same tensor, which Inductor's C++ writes to memory before anything reads it.
 
-    It does so with a concatenation of two. What stands before a product, a norm for example, would otherwise be
-    computed again for every row of the weight.
+    It does so with a concatenation of two that differ. What stands before a product, a norm for example, would
+    otherwise be computed again for every row of the weight.
     """
-    first, _ = torch.stack([tensor, tensor])
+    first, _ = torch.stack([tensor, -tensor])
     return first
 
 
