@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   python -m tools.plot_benchmarks
-  python -m tools.plot_benchmarks docs/benchmarks/bench-cpu.json --out .
+  python -m tools.plot_benchmarks docs/benchmarks/bench-full-width.json --out .
 """
 
 REPORTS, FIGURES = Path("docs/benchmarks"), Path("docs/figures")
