@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,9 +12,13 @@ import pytest
 import torch
 
 from parity_tests.checkpoints import small_config, write_checkpoint
+from reference.chat_template import render
 from reference.command import run
 from reference.generate import SHIPPED_MODEL
-from tools import evaluate, expert_load, report_evaluation
+from reference.generation import Generated
+from reference.prompt import Processor
+from tools import evaluate, evaluate_episodes, expert_load, report_evaluation
+from tools.evaluate import Examinee
 from tools.evaluation_figures import draw_accuracy, draw_expert_load
 from tools.evaluation_targets import TARGETS
 from tools.intervals import paired_interval, wilson_interval
@@ -35,8 +40,8 @@ def make_report(outcomes: dict[str, str], **settings: Any) -> dict[str, Any]:
     return {
         "command": "python -m tools.evaluate --json", "model": "reference/nano", "model_sha256": "1234" * 16,
         "experts": "int4", "backend": "reference", "mode": "thinking", "temperature": 0.0, "top_p": 0.95, "seed": 0,
-        "shapes": "one to four", "tokens": None, "n_per_skill": n, "max_new_tokens": 400, "batch": 128,
-        "torch": "2.13.0", "threads": 2,
+        "shapes": "one to four", "tokens": None, "calls": None, "parts": None, "n_per_skill": n,
+        "max_new_tokens": 400, "batch": 128, "torch": "2.13.0", "threads": 2,
         "seconds": 3.0, "skills": with_totals(rows),
     } | settings  # fmt: skip
 
@@ -207,9 +212,10 @@ def test_batches_hold_every_question_once_and_keep_both_limits():
 
 
 def test_every_skill_of_the_worlds_has_an_evaluator_and_by_default_those_trained_on_are_measured():
+    from tools.worlds import episode
     from tools.worlds.sample import SKILLS, TRAINED, skills_of
 
-    assert list(evaluate.evaluators()) == [*SKILLS, "conversation"]
+    assert list(evaluate.evaluators()) == [*SKILLS, "conversation", *episode.SKILLS]
     trained = [skill for name in TRAINED for skill in skills_of(name) or [name]]
     assert sorted(evaluate.choose_skills(None)) == sorted(trained) and "self.who" in trained
 
@@ -367,3 +373,79 @@ def test_bad_options_of_expert_load_are_refused_in_one_line(arguments, words, ca
     assert run(lambda: expert_load.main(arguments)) == 2
     message = capsys.readouterr().err
     assert words in message and message.count("\n") == 1
+
+
+# --- episodes --------------------------------------------------------------------------------------------------------
+
+
+class Demonstrator:
+    """Stands where a responder stands and replies as the ideal agent does, through the real prompts and parsers.
+
+    Subagents reply, too: each is known by the question that it is asked.
+    """
+
+    def __init__(self, drawn: Any, processor: Processor):
+        self.processor, self.waiting = processor, []
+        self.turns = {one.messages[-1]["content"]: list(one.demonstration) for one in (drawn, *drawn.subagents)}
+
+    def submit(self, conversation) -> None:
+        self.waiting.append(conversation)
+
+    def dismiss(self, conversation) -> None:
+        pass
+
+    def collect(self) -> list:
+        if not self.waiting:
+            return []
+        conversation = self.waiting.pop(0)
+        conversation.take_new()
+        asked = [message["content"] for message in conversation.messages if message["role"] == "user"][-1]
+        turn = self.turns[asked].pop(0)
+        calls = [{"id": f"functions.{name}:{conversation.num_calls + i}", "type": "function",
+                  "function": {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}}
+                 for i, (name, arguments) in enumerate(turn.tool_calls)]  # fmt: skip
+        reply = {"role": "assistant", "content": turn.content, "reasoning_content": turn.reasoning_content}
+        messages = [{"role": "user", "content": "?"}, reply | ({"tool_calls": calls} if calls else {})]
+        runs = render(messages, None, True, add_generation_prompt=False)
+        ids = self.processor.tokenizer.encode_runs(runs)
+        begin = ids.index(self.processor.tokenizer.control_ids["<think>"]) + 1
+        written = ids[begin:-1]
+        if not calls:  # the template drops the reasoning of a plain answer
+            written = self.processor.tokenizer.encode(turn.reasoning_content) + written
+        return [(conversation, Generated(written, "stop"))]
+
+
+def evaluate_demonstrations(skill: str, options: Any, change: Any = lambda drawn: drawn) -> list:
+    """The outcomes where every episode is played as its demonstration, or the changed one, says."""
+    processor = Processor.from_directory(SHIPPED_MODEL)
+    episodes = (change(evaluate_episodes.draw(skill, index, options)) for index in range(options.n))
+    ideal = Examinee(None, None, processor, 1, lambda options: Demonstrator(next(episodes), processor))
+    return evaluate_episodes.run_episodes(skill, ideal, options, lambda *_: None)
+
+
+@pytest.mark.parametrize("skill", ["tools.choose", "tools.chain", "tools.counter", "swarm.orchestrate", "swarm.single"])
+def test_an_ideal_agent_is_always_right_and_one_that_only_answers_never(skill):
+    options = evaluate.parse(["--n", "6", "--batch", "1"])
+    outcomes = evaluate_demonstrations(skill, options)
+    assert [outcome.failure for outcome in outcomes] == [None] * 6
+    assert all(outcome.right and outcome.critical_steps >= 1 for outcome in outcomes)
+    outcomes = evaluate_demonstrations(
+        skill, options, lambda drawn: replace(drawn, demonstration=drawn.demonstration[-1:])
+    )
+    assert [outcome.right for outcome in outcomes] == [False] * 6 and outcomes[0].failure["calls"] == []
+
+
+def test_a_swarm_takes_at_most_half_of_the_critical_steps_of_one_agent_on_the_same_tasks():
+    options = evaluate.parse(["--n", "4", "--parts", "6", "--batch", "1"])
+    swarm, single = (evaluate_demonstrations(skill, options) for skill in ("swarm.orchestrate", "swarm.single"))
+    keys = [[json.loads(outcome.question)[1] for outcome in outcomes] for outcomes in (swarm, single)]
+    assert keys[0] == keys[1]
+    assert sum(one.critical_steps for one in swarm) <= sum(one.critical_steps for one in single) / 2
+
+
+@pytest.mark.parametrize("backend", ["reference", "optimized"])
+def test_a_model_that_knows_no_tools_fails_their_episodes_on_both_backends(backend, capsys):
+    arguments = ["--skill", "tools.choose", "--n", "2", "--backend", backend, "--json", "--max-new-tokens", "60"]
+    assert evaluate.main(arguments) == 0
+    [row, *_] = json.loads(capsys.readouterr().out)["skills"]
+    assert (row["skill"], row["n"], row["right"]) == ("tools.choose", 2, 0) and row["mean_critical_steps"] >= 1

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from reference.prompt import Processor
     from reference.replies import Reply
+    from reference.responder import Responder
 
     from .worlds.sample import Sample
 
@@ -38,6 +39,7 @@ class Examinee:
     generate: Callable
     processor: "Processor"
     batches_at_once: int  # for one call of generate
+    responder: Callable[[argparse.Namespace], "Responder"]  # of replies in many steps
 
 
 # A kind of skill: asks its questions, calls advance(number of questions, number of right ones) now and then, and
@@ -47,9 +49,11 @@ Evaluator = Callable[[str, Examinee, argparse.Namespace, Callable[[int, int], No
 
 def evaluators() -> dict[str, Evaluator]:
     """Every skill in its usual order, with the function that evaluates it."""
+    from .evaluate_episodes import run_episodes
+    from .worlds import episode
     from .worlds.sample import CONVERSATION, SKILLS
 
-    return dict.fromkeys([*SKILLS, CONVERSATION], ask_once)
+    return dict.fromkeys([*SKILLS, CONVERSATION], ask_once) | dict.fromkeys(episode.SKILLS, run_episodes)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -93,6 +97,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tokens", type=int, metavar="N", help="long texts of about N tokens (default: 1,000 to 16,000)"
     )
+    parser.add_argument("--calls", type=int, metavar="N", help="chains of N calls (default: of 2 to 6, counted: to 12)")
+    parser.add_argument("--parts", type=int, metavar="N", help="tasks of N independent parts (default: of 2 to 12)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0, greedy")
     parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="when sampling (default: 0.95)")
     parser.add_argument(
@@ -116,7 +122,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     options = parser.parse_args(argv)
-    for name in ("n", "batch", "max_new_tokens", "tokens"):
+    for name in ("n", "batch", "max_new_tokens", "tokens", "calls", "parts"):
         value = getattr(options, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} is {value}; expected at least 1")
@@ -174,19 +180,28 @@ def choose_skills(names: Sequence[str] | None) -> list[str]:
 def open_backend(options: argparse.Namespace, processor: "Processor") -> Examinee:
     """The model in float32, and the `generate` that runs it.
 
-    The reference lets a batch run out before the next one begins. The optimized model fills a free row at once: it gets
-    a whole window of questions, and runs as many as a batch has at a time.
+    The reference lets a batch run out before the next one begins, and agents act one after the other. The optimized
+    model fills a free row at once: it gets a whole window of questions, and runs as many as a batch has at a time.
     """
     if options.backend == "optimized":
         import optimized.generation as generation
         import optimized.model as model
+        from optimized.responder import Responder
 
-        generate = partial(generation.generate, max_rows=options.batch)
-        return Examinee(model.load_model(options.model), generate, processor, WINDOW)
-    import reference.generation as generation
-    import reference.model as model
+        rows = {"max_rows": options.batch}
+    else:
+        import reference.generation as generation
+        import reference.model as model
+        from reference.responder import Responder
 
-    return Examinee(model.load_model(options.model), generation.generate, processor, 1)
+        rows = {}
+
+    def responder(options: argparse.Namespace) -> "Responder":
+        sampling = {"temperature": options.temperature, "top_p": options.top_p}
+        return Responder(loaded, max_new_tokens=options.max_new_tokens, stop_ids=processor.stop_ids, **sampling, **rows)
+
+    loaded = model.load_model(options.model)
+    return Examinee(loaded, partial(generation.generate, **rows), processor, WINDOW if rows else 1, responder)
 
 
 def ask_once(
@@ -299,7 +314,8 @@ class Bar:
 def questions_of(options: argparse.Namespace) -> dict[str, Any]:
     """The settings that decide which questions are asked."""
     shapes = options.shapes or "one to four"
-    return {"seed": options.seed, "shapes": shapes, "tokens": options.tokens, "n_per_skill": options.n}
+    lengths = {name: getattr(options, name) for name in ("tokens", "calls", "parts")}
+    return {"seed": options.seed, "shapes": shapes, **lengths, "n_per_skill": options.n}
 
 
 def make_report(

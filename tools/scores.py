@@ -18,7 +18,10 @@ from .intervals import paired_interval, wilson_interval
 NUM_FAILURES = 5
 ALL = "all"  # name of the total over every skill
 # What decides which questions are asked, by option.
-SAME_QUESTIONS = {"seed": "--seed", "n_per_skill": "--n", "shapes": "--shapes", "tokens": "--tokens"}
+SAME_QUESTIONS = {
+    "seed": "--seed", "n_per_skill": "--n", "shapes": "--shapes", "tokens": "--tokens", "calls": "--calls",
+    "parts": "--parts",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,15 @@ class Outcome:
     """What became of one question.
 
     `question` is all that makes it this question and no other, as text. `refused`: the model said that it cannot do
-    this; None where saying so may be right. `failure` is a wrong answer with everything around it.
+    this; None where saying so may be right. `failure` is a wrong answer with everything around it. `critical_steps`
+    are those of an agent's run.
     """
 
     question: str
     right: bool
     refused: bool | None
     failure: dict[str, Any] | None
+    critical_steps: int | None = None
 
 
 @dataclass
@@ -52,10 +57,12 @@ class Score:
         inside = [outcome.refused for outcome in self.outcomes if outcome.refused is not None]
         questions = "\n".join(outcome.question for outcome in self.outcomes)
         failures = [outcome.failure for outcome in self.outcomes if outcome.failure is not None]
+        steps = [outcome.critical_steps for outcome in self.outcomes if outcome.critical_steps is not None]
         return {
             **share(self.skill, self.right, len(self.outcomes)),
             "refused": sum(inside),
             "could_refuse": len(inside),
+            **({"mean_critical_steps": round(sum(steps) / len(steps), 3)} if steps else {}),
             "seconds": round(self.seconds, 1),
             "questions_sha256": hashlib.sha256(questions.encode()).hexdigest(),
             "outcomes": "".join(str(int(outcome.right)) for outcome in self.outcomes),

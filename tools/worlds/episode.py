@@ -28,7 +28,8 @@ def draw_episode(skill: str, seed: int, index: int, split: str = "train", **diff
     Training and held-out episodes never share a key, nor the name of a tool that was put together, nor an item.
     """
     assert split in SPLITS, split
-    rng = random.Random(f"{skill} {seed} {split} {index}")
+    task = "swarm" if skill in ("swarm.orchestrate", "swarm.single") else skill  # the same tasks for both
+    rng = random.Random(f"{task} {seed} {split} {index}")
     while True:
         episode = SKILLS[skill](rng, split, **difficulty)
         if is_of_split(episode.key, split):

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from reference.swarm import ASSIGN, CREATE, SWARM_TOOLS
+
 from .demonstration import Call, Environment, Episode, Result, Turn, look_up
 from .task import is_of_split, join_words, weighted
 from .tool_questions import mask_admission, open_conversation
@@ -29,25 +31,6 @@ from .tool_words import (
     vary_words,
 )
 
-CREATE, ASSIGN = "create_subagent", "assign_task"
-
-
-def _declare(name: str, description: str, parameters: dict[str, str]) -> Declaration:
-    properties = {key: {"type": "string", "description": text} for key, text in parameters.items()}
-    return declare(name, description, properties, parameters)
-
-
-SWARM_TOOLS = [
-    _declare(CREATE, "Define a kind of agent that tasks can be assigned to. It does not run anything yet.", {
-        "name": "What to call it; each name can be used once.",
-        "system_prompt": "What it is, what it can do and what it must not do. This and its task is all it sees.",
-    }),
-    _declare(ASSIGN, "Start a fresh run of an agent and get its final message. Tasks assigned in one turn run at the "
-                     "same time.", {
-        "agent": "The name of an agent that was created.",
-        "prompt": "The whole task, in words that need no other context.",
-    }),
-]  # fmt: skip
 LACKING_SHARE = 0.1  # of the tasks whose sense survives it: one of the items is not there
 NUM_PARTS = tuple(range(2, 13))
 LARGEST_VALUE = 20  # two digits: a running total then grows in steps that a small model can write down
