@@ -11,12 +11,14 @@ from reference.generate import SHIPPED_MODEL
 from reference.int4 import dequantize, group_scales
 from reference.model import load_model, routed_linears
 from reference.prompt import Processor
+from reference.replies import TextReplyParser
 from tools import evaluate, train
 from tools.curriculum import COUNT_UNTIL
 from tools.muon import Muon, orthogonalise
 from tools.quantization_aware import FakeInt4, coarse_scales, quantize_coarsely
 from tools.trainer import STATE_FILE, UNQUANTISED, Trainer
 from tools.training_batches import IGNORED, collate, encode_conversation, encode_example, micro_batches
+from tools.worlds.episode import draw_episode
 from tools.worlds.sample import draw
 
 
@@ -86,6 +88,26 @@ def test_loss_falls_on_the_reply_alone_and_covers_its_stop_token(tmp_path):
         assert batch.input_ids[row, : example.length - 1].tolist() == example.input_ids[:-1]
     groups = micro_batches(examples, max_tokens=300, pad_id=0)
     assert sorted(skill for group in groups for skill in group.skills) == sorted(sample.skill for sample in samples)
+
+
+@pytest.mark.parametrize("skill", ["tools.chain", "tools.crop", "swarm.orchestrate"])
+def test_an_episode_is_learnt_turn_by_turn_as_its_agent_has_to_write_it(skill):
+    processor, modes = Processor.from_directory(SHIPPED_MODEL), set()
+    for index in range(30):
+        episode = draw_episode(skill, 0, index)
+        replies = learnt_text(processor, encode_example(processor, episode)).split("<|im_end|>")[:-1]
+        replies = replies[-len(episode.demonstration) :]  # behind answers to earlier questions
+        for text, turn in zip(replies, episode.demonstration, strict=True):
+            reply = TextReplyParser(thinking="</think>" in text)
+            reply.feed(text)
+            reply.finish()
+            found = reply.result()
+            modes.add(found.reasoning_content is not None)
+            assert found.reasoning_content in (None, turn.reasoning_content.strip())
+            assert found.content == turn.content
+            calls = tuple((call.name, json.loads(call.arguments)) for call in found.tool_calls)
+            assert calls == turn.tool_calls
+    assert modes == {True, False}
 
 
 def replies_of(example):

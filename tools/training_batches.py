@@ -1,5 +1,6 @@
 """From drawn examples to padded batches: the real chat template, the real media pipeline, loss on the reply alone."""
 
+import zlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,10 +10,12 @@ from torch import Tensor
 from reference.chat_template import IM_ASSISTANT, IM_END, THINK, THINK_END, suffix_start
 from reference.prompt import Processor
 from reference.tokenizer import Tokenizer
+from tools.worlds.demonstration import Episode, play
 from tools.worlds.sample import Sample
 
 # B examples   T tokens of the longest   L patches of all pictures   M pictures
 
+INSTANT_ONE_IN = 8  # so many episodes
 IGNORED = -100  # target of a position without loss
 
 
@@ -46,11 +49,21 @@ class Batch:
         return replace(self, **moved)
 
 
-def encode_example(processor: Processor, sample: Sample) -> Example:
-    """Render and encode one example with the reply that the model itself would have to generate."""
+def encode_example(processor: Processor, drawn: Sample | Episode) -> Example:
+    """Render and encode one example with the replies that the model itself would have to generate."""
+    if isinstance(drawn, Episode):
+        return encode_episode(processor, drawn)
     return encode_conversation(
-        processor, sample.messages, None, sample.thinking, sample.reasoning_content, sample.content, sample.skill
+        processor, drawn.messages, None, drawn.thinking, drawn.reasoning_content, drawn.content, drawn.skill
     )
+
+
+def encode_episode(processor: Processor, episode: Episode) -> Example:
+    """The whole demonstration. A few, told by their keys, are learnt in instant mode."""
+    (*messages, answer), tools = play(episode)
+    thinking = zlib.crc32(episode.key.encode()) % INSTANT_ONE_IN != 0
+    reasoning = answer["reasoning_content"] if thinking else ""
+    return encode_conversation(processor, messages, tools, thinking, reasoning, answer["content"], episode.skill)
 
 
 def encode_conversation(
