@@ -1,12 +1,11 @@
 """The training loop behind `tools.train`: curriculum, optimisers, expert balance, state, learning curve."""
 
-import contextlib
 import json
 import pickle
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -115,10 +114,6 @@ class Trainer:
 
     def train(self, seconds: float) -> None:
         """Step until `seconds` of training time are used up, over all runs of this state."""
-        with bfloat16_products():
-            self._train(seconds)
-
-    def _train(self, seconds: float) -> None:
         began, saved = time.monotonic() - self.elapsed_s, time.monotonic()
         console = Console(stderr=True)
         bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console)
@@ -224,17 +219,6 @@ class Trainer:
             "most_loaded_expert": round(worst, 2),  # tokens of the busiest expert of any layer, over the layer's mean
             "exact": {skill: [right[skill], seen[skill]] for skill in sorted(seen)},
         }
-
-
-@contextlib.contextmanager
-def bfloat16_products() -> Iterator[None]:
-    """Multiply in bfloat16 and add in float32, weights and activations staying float32, where the processor can."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def one_thread_per_core(device: str) -> ThreadPoolExecutor:
