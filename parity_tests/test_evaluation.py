@@ -234,9 +234,31 @@ def line_of(page: str, title: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_the_page_in_the_repository_is_made_of_the_reports_in_the_repository(tmp_path, monkeypatch):
+def test_the_pages_in_the_repository_are_made_of_the_reports_in_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert page_of(Path("docs/benchmarks"), tmp_path) == (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    pages = ("README.md", "reference/nano/README.md")
+    for name in pages:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        before, found, rest = text.partition(report_evaluation.BEGIN)
+        _, closed, after = rest.partition(report_evaluation.END)
+        assert found and closed, name
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(before + found + "old\n" + closed + after, encoding="utf-8")
+    assert page_of(Path("docs/benchmarks"), tmp_path / "docs") == Path("docs/evaluation.md").read_text(encoding="utf-8")
+    for name in pages:
+        assert (tmp_path / name).read_text(encoding="utf-8") == (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_a_failed_episode_is_shown_with_its_calls_and_a_page_without_marks_is_left_alone(tmp_path):
+    report = make_report({"tools.chain": "10"})
+    failure = report["skills"][0]["failures"][0]
+    del failure["reasoning"]
+    failure["calls"] = ['find_shelf({"item": "bolts"})', 'count({"shelf": "A3"})']
+    write(tmp_path / "reports/evaluate-thinking.json", report)
+    (tmp_path / "README.md").write_text("no table here\n", encoding="utf-8")
+    page = page_of(tmp_path / "reports", tmp_path / "docs")
+    assert '    calls:        find_shelf({"item": "bolts"})\n                  count({"shelf": "A3"})\n' in page
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "no table here\n"
     for name in ("evaluation.svg", "expert-load.svg"):
         ours, theirs = ({element.text for element in ElementTree.parse(path / "figures" / name).iter()
                          if element.tag.endswith("}text")} for path in (tmp_path, ROOT / "docs"))  # fmt: skip

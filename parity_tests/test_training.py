@@ -13,7 +13,7 @@ from reference.model import load_model, routed_linears
 from reference.prompt import Processor
 from reference.replies import TextReplyParser
 from tools import evaluate, train
-from tools.curriculum import COUNT_UNTIL
+from tools.curriculum import ASK_UNTIL
 from tools.muon import Muon, orthogonalise
 from tools.quantization_aware import FakeInt4, coarse_scales, quantize_coarsely
 from tools.trainer import STATE_FILE, UNQUANTISED, Trainer
@@ -237,7 +237,7 @@ def test_a_damaged_state_is_refused_in_one_line(tmp_path, small_steps, capsys):
 
 def test_a_resumed_training_keeps_its_vocabulary_and_its_place_in_the_curriculum(tmp_path, small_steps):
     first = Trainer(tmp_path, 1, "cpu", SHIPPED_MODEL)
-    assert first.begins_at == COUNT_UNTIL
+    assert first.begins_at == ASK_UNTIL
     first.save()
     (tmp_path / "tiktoken.model").write_text("not what would be trained today")
     with pytest.raises(KimiError):
@@ -247,4 +247,4 @@ def test_a_resumed_training_keeps_its_vocabulary_and_its_place_in_the_curriculum
     resumed = Trainer(tmp_path, 1, "cpu", None)
     assert resumed.begins_at == 0
     resumed.restore()
-    assert resumed.begins_at == COUNT_UNTIL
+    assert resumed.begins_at == ASK_UNTIL

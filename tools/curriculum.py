@@ -1,31 +1,48 @@
-"""What is trained when: the mixture of worlds, how hard their pictures are, and the learning rate.
+"""What is trained when: the mixture of worlds, how hard they are, and the learning rate.
 
 `progress` is the share of the training time that is used up, from 0 to 1, so a schedule does not depend on the machine.
 """
 
 import random
+from typing import Any
 
-from tools.worlds.sample import Sample, draw
+from tools.worlds.demonstration import Episode
+from tools.worlds.episode import draw_episode
+from tools.worlds.sample import GALLERY, Sample, draw
 from tools.worlds.task import weighted
 
 LEARNING_RATE, WARMUP_STEPS = 2e-3, 20
 # To see one shape is the hardest thing to learn, and many kinds of question at once hide it: it comes first, and
 # always with thinking, which names place, size, colour and kind in a fixed order. Then numbers, which come quickly
-# when they are half of everything. Then all of it, with more and more shapes in a picture.
-SEE_UNTIL, COUNT_UNTIL = 0.18, 0.4
-FIRST_MIXTURE = {"pictures.describe": 1}
-SECOND_MIXTURE = {"pictures": 0.45, "numbers.add": 0.24, "numbers.subtract": 0.23, "numbers.decimals": 0.08}
-MIXTURE = {
-    "pictures": 0.6,
-    "numbers.add": 0.1,
-    "numbers.subtract": 0.11,
-    "numbers.multiply": 0.07,
-    "numbers.decimals": 0.04,
-    "self": 0.025,
-    "outside": 0.035,
-    "conversation": 0.02,
-}
-QUANTISED_FROM = 0.5  # quantisation-aware from here on
+# when they are half of everything. Then all that pictures and numbers can be asked for, and then every world, with more
+# and more shapes in a picture. While the rate falls, most is what the model is to be good at.
+SEE_UNTIL, COUNT_UNTIL, ASK_UNTIL, FINISH_FROM = 0.09, 0.2, 0.41, 0.61
+SEEING = {"pictures.describe": 1}
+COUNTING = {"pictures": 0.45, "numbers.add": 0.24, "numbers.subtract": 0.23, "numbers.decimals": 0.08}
+ASKING = {
+    "pictures": 0.28, GALLERY: 0.28, "numbers.add": 0.09, "numbers.subtract": 0.09, "numbers.multiply": 0.09,
+    "numbers.decimals": 0.04, "signs": 0.04, "self": 0.03, "outside": 0.04, "conversation": 0.02,
+}  # fmt: skip
+EVERYTHING = {
+    "pictures": 0.17, GALLERY: 0.12, "numbers.add": 0.035, "numbers.subtract": 0.035, "numbers.multiply": 0.07,
+    "numbers.decimals": 0.02, "signs": 0.08, "svg": 0.05, "videos": 0.06, "documents": 0.03, "needles": 0.02,
+    "self": 0.02, "outside": 0.03, "conversation": 0.03,
+    "tools.choose": 0.05, "tools.parallel": 0.02, "tools.chain": 0.04, "tools.counter": 0.015, "tools.picture": 0.03,
+    "tools.crop": 0.015, "tools.none": 0.015, "tools.error": 0.01,
+    "swarm.orchestrate": 0.015, "swarm.part": 0.025, "swarm.single": 0.015,
+}  # fmt: skip
+FINISHING = {
+    "pictures": 0.26, GALLERY: 0.24, "numbers.add": 0.05, "numbers.subtract": 0.05, "numbers.multiply": 0.11,
+    "numbers.decimals": 0.02, "self": 0.025, "outside": 0.04, "conversation": 0.06,
+    "tools.choose": 0.06, "tools.parallel": 0.01, "tools.chain": 0.03, "tools.counter": 0.01, "tools.picture": 0.015,
+    "tools.none": 0.01, "tools.error": 0.01,
+}  # fmt: skip
+QUANTISED_FROM = 0.46  # quantisation-aware from here on
+# Attention costs the square of the length: one example of 2,400 tokens costs as much as all others of a step. A text
+# and a swarm are therefore rarely long in training.
+NEEDLE_TOKENS = (150, 1200)
+NUM_PARTS = (2, 2, 3, 3, 4, 4, 5, 6, 8)
+PARTS_OF_SINGLE = (2, 2, 3, 3, 4, 5)  # one agent alone writes down every call
 
 
 def learning_rate(step: int, progress: float) -> float:
@@ -33,25 +50,51 @@ def learning_rate(step: int, progress: float) -> float:
     return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, (1 - progress) / 0.4)
 
 
-def draw_example(seed: int, index: int, progress: float, split: str = "train") -> Sample:
+def draw_example(seed: int, index: int, progress: float, split: str = "train") -> Sample | Episode:
     """One example. Pictures begin small, plain and with one shape: seeing one makes seeing four possible."""
     rng = random.Random(f"{seed} {index} {split}")
-    mixture = FIRST_MIXTURE if progress < SEE_UNTIL else SECOND_MIXTURE if progress < COUNT_UNTIL else MIXTURE
-    world = weighted(rng, mixture)
+    shares = mixture(progress)
+    if split == "held-out":  # a held-out document is a PDF file, and a training does without the extra that opens it
+        shares = {world: share for world, share in shares.items() if world != "documents"}
+    world = weighted(rng, shares)
     canvas = "full" if split == "held-out" else weighted(rng, canvas_mixture(progress))
     shapes = range(1, most_shapes(progress) + 1)
+    if world.startswith(("tools.", "swarm.")):
+        return draw_episode(world, seed, index, split, **difficulty(world, canvas, shapes))
     thinking = True if progress < SEE_UNTIL else None  # None mixes both modes
-    return draw(world, seed, index, split, thinking=thinking, canvas=canvas, num_shapes=shapes)
+    num_tokens = rng.randint(*NEEDLE_TOKENS)
+    return draw(
+        world, seed, index, split, thinking=thinking, canvas=canvas, num_shapes=shapes, num_tokens=num_tokens
+    )
+
+
+def mixture(progress: float) -> dict[str, float]:
+    if progress < SEE_UNTIL:
+        return SEEING
+    if progress < COUNT_UNTIL:
+        return COUNTING
+    if progress < ASK_UNTIL:
+        return ASKING
+    return EVERYTHING if progress < FINISH_FROM else FINISHING
+
+
+def difficulty(skill: str, canvas: str, shapes: range) -> dict[str, Any]:
+    """How hard an episode is. Those that are not named are short enough to be drawn in full."""
+    if skill in ("tools.picture", "tools.crop"):
+        return {"canvas": canvas, "num_shapes": shapes}
+    if skill == "swarm.orchestrate":
+        return {"num_parts": NUM_PARTS}
+    return {"num_parts": PARTS_OF_SINGLE} if skill == "swarm.single" else {}
 
 
 def most_shapes(progress: float) -> int:
-    return 1 if progress < COUNT_UNTIL else 2 if progress < 0.55 else 3 if progress < 0.7 else 4
+    return 1 if progress < COUNT_UNTIL else 2 if progress < 0.35 else 3 if progress < 0.5 else 4
 
 
 def canvas_mixture(progress: float) -> dict[str, float]:
     """Backgrounds of any colour hide the shapes at first, and large pictures cost most."""
     if progress < SEE_UNTIL:
         return {"plain": 1}
-    if progress < 0.55:
+    if progress < 0.4:
         return {"plain": 0.4, "small": 0.4, "medium": 0.2}
-    return {"small": 0.35, "medium": 0.35, "full": 0.3}
+    return {"small": 0.3, "medium": 0.35, "full": 0.35}

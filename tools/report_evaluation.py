@@ -1,6 +1,7 @@
 """Write docs/evaluation.md from the committed reports: every target, what was reached, and examples of failures.
 
-The reports are what `tools.evaluate --json` and `tools.expert_load --json` printed. Equal reports give equal pages.
+The reports are what `tools.evaluate --json` and `tools.expert_load --json` printed. Equal reports give equal pages. The
+tables of figures in the README and in the model card, where they lie beside that folder, are made anew from them, too.
 """
 
 import argparse
@@ -41,6 +42,7 @@ EXAMPLES = """examples:
 NOT_MEASURED = "not measured yet"
 ACCURACY_FIGURE, LOAD_FIGURE = "evaluation.svg", "expert-load.svg"
 NUM_SHAPES = 4  # question i is about a picture with 1 + i % 4 shapes
+BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->\n"  # around a table that is made here
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +61,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     with write_whole(target) as temporary:
         temporary.write_text(make_page(reports), encoding="utf-8")
     print(target)
+    for name, make_table in TABLES.items():
+        if renew_table(args.out.parent / name, make_table(reports)):
+            print(args.out.parent / name)
     return 0
+
+
+def renew_table(page: Path, table: str) -> bool:
+    """Put the table between the marks of a page; False if it is not there or has no marks."""
+    if not page.exists():
+        return False
+    before, found, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, closed, after = rest.partition(END)
+    if not (found and closed):
+        return False
+    with write_whole(page) as temporary:
+        temporary.write_text(f"{before}{BEGIN}{table}\n{END}{after}", encoding="utf-8")
+    return True
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -146,15 +164,34 @@ def targets_table(reports: Reports) -> str:
     return "\n".join(lines)
 
 
+def short_targets_table(reports: Reports) -> str:
+    """For readers in a hurry: what, target, reached."""
+    lines = ["| what | target | reached | n |", "| --- | --- | --- | --- |"]
+    for target in TARGETS:
+        if (found := target.find(reports)) is None:
+            lines.append(f"| {target.title} | {target.wanted} | {NOT_MEASURED} |  |")
+        else:
+            interval = f" ({found.interval})" if found.interval else ""
+            lines.append(f"| {target.title} | {target.wanted} | {found.figure}{interval} | {found.n:,} |")
+    return "\n".join(lines)
+
+
 def skills_section(reports: Reports) -> str:
+    return "\n".join(["## Every skill", "", f"![accuracy per skill, thinking and instant](figures/{ACCURACY_FIGURE})",
+                      "", skills_table(reports)])  # fmt: skip
+
+
+def skills_table(reports: Reports) -> str:
     best = {mode: reports.best(mode=mode, **GREEDY_INT4) for mode in MODES}
-    lines = ["## Every skill", "", f"![accuracy per skill, thinking and instant](figures/{ACCURACY_FIGURE})", "",
-             "| skill | thinking | instant | n |", "| --- | --- | --- | --- |"]  # fmt: skip
+    lines = ["| skill | thinking | instant | n |", "| --- | --- | --- | --- |"]
     for skill in dict.fromkeys(skill for by_skill in best.values() for skill in by_skill):
         cells = [best[mode].get(skill) for mode in MODES]
         shares = [with_interval(found.row) if found else NOT_MEASURED for found in cells]
         lines.append(f"| {skill} | {' | '.join(shares)} | {describe_n(found for found in cells if found)} |")
     return "\n".join(lines)
+
+
+TABLES = {"README.md": short_targets_table, "reference/nano/README.md": skills_table}  # by page
 
 
 def shapes_section(reports: Reports) -> str:
@@ -225,7 +262,8 @@ def failures_section(reports: Reports) -> str:
     for skill, found in best.items():
         for one in found.row["failures"][:1]:
             fields = {"question": one["question"], "should think": one["expected_reasoning"],
-                      "thinks": one["reasoning"], "should say": one["expected"], "says": one["answer"]}  # fmt: skip
+                      **({"calls": "\n".join(one["calls"])} if "calls" in one else {"thinks": one["reasoning"]}),
+                      "should say": one["expected"], "says": one["answer"]}  # fmt: skip
             if one["finish_reason"] != "stop":
                 fields["ended by"] = one["finish_reason"]
             lines = [line for label, text in fields.items() for line in labelled(label, text)]

@@ -29,7 +29,7 @@ from reference.prompt import Processor
 from reference.router import Router
 from reference.stages import observing
 from reference.tokenizer import Tokenizer, write_tokenizer_files
-from tools.curriculum import COUNT_UNTIL, LEARNING_RATE, QUANTISED_FROM, draw_example, learning_rate
+from tools.curriculum import ASK_UNTIL, LEARNING_RATE, QUANTISED_FROM, draw_example, learning_rate
 from tools.expert_load import LoadCounter
 from tools.export_tokenizer_json import write_tokenizer_json
 from tools.muon import Muon
@@ -47,7 +47,7 @@ PRESET = "kimi-k25-nano"
 STATE_FILE, CURVE_FILE = "training_state.pt", "training_curve.json"
 UNQUANTISED = "unquantised"  # a folder below the checkpoint's
 WEIGHT_DECAY = 0.05
-EXAMPLES_PER_STEP = 32
+EXAMPLES_PER_STEP = 64
 MICRO_BATCH_TOKENS = 1024
 BIAS_STEP = 2e-3  # how far a step moves the bias of an expert that is used too much or too little
 SAVE_EVERY_S, CHECK_EVERY_STEPS, CHECK_EXAMPLES = 180, 100, 128
@@ -76,7 +76,7 @@ class Trainer:
         self.attentions = [module for module in self.model.modules() if isinstance(module, MultiHeadLatentAttention)]
         self.step, self.num_examples, self.elapsed_s, self.curve = 0, 0, 0.0, []
         self.largest_logit = 0.0  # of any head in the newest step
-        self.begins_at = 0.0 if init is None else COUNT_UNTIL  # a model that knows the easy part goes on behind it
+        self.begins_at = 0.0 if init is None else ASK_UNTIL  # a model that knows the easy part goes on behind it
 
     def restore(self) -> None:
         """Go on from the state in the folder. Raises CheckpointError if it is damaged."""

@@ -103,10 +103,13 @@ def closed_turns(ids: list[int], tokenizer: Tokenizer, num_past: int, thinking: 
 
 
 def micro_batches(examples: list[Example], max_tokens: int, pad_id: int) -> list[Batch]:
-    """Sort by length and cut, so that little padding is computed and no batch exceeds `max_tokens` positions."""
+    """Sort by length and cut, so that little padding is computed and no batch exceeds `max_tokens` positions.
+
+    The longest come first: no thread is left alone with them at the end.
+    """
     groups: list[list[Example]] = []
-    for example in sorted(examples, key=lambda example: example.length):
-        if not groups or (len(groups[-1]) + 1) * example.length > max_tokens:
+    for example in sorted(examples, key=lambda example: -example.length):
+        if not groups or (len(groups[-1]) + 1) * groups[-1][0].length > max_tokens:
             groups.append([])
         groups[-1].append(example)
     return [collate(group, pad_id) for group in groups]

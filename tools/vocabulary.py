@@ -2,6 +2,11 @@
 
 sentencepiece is the trainer. It sees pieces that the published pattern has already cut, with every byte written as one
 character of its own, so its merges are merges of bytes and its order is the order of ranks.
+
+A small model copies names from a question into the arguments of a call, where no blank stands before them, and from a
+result back into a sentence. So a word is merged in the same way whatever stands before it: merges are learnt without
+the leading character, and only whole frequent words get one more merge, with it. Words of capitals stay letter by
+letter, as a sign shows them, and numbers digit by digit.
 """
 
 import argparse
@@ -10,9 +15,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reference.command import OneLineParser, run
 from reference.errors import UsageError
+
+if TYPE_CHECKING:
+    from tools.worlds.demonstration import Episode
 
 NUM_RANKS = 1024
 # The published names, as offsets from the first id above the ranks. Slots that are not listed are reserved.
@@ -24,8 +33,14 @@ NAMED_SPECIALS = {
     21: "<|media_pad|>", 22: "<think>", 23: "</think>", 254: "[UNK]", 255: "[PAD]",
 }  # fmt: skip
 FIRST_CHARACTER = 0x4E00  # byte b is shown to sentencepiece as the character FIRST_CHARACTER + b: letters of one script
-DRAWS_PER_WORLD = {"numbers": 4000, "pictures": 8000, "self": 1000, "outside": 4000}
-ENGLISH_SHARE = 0.35  # of all pieces; what people type besides the worlds should not fall apart into bytes
+COUNTS_IN_ALL = 1_000_000  # pieces that the trainer is told of
+NUM_LED = 224  # how many of the merges put a leading character, mostly a blank, before a whole word
+DRAWS = 1000  # of each world
+NEEDLE_TOKENS = 460  # of a long text
+SHARES = {
+    "numbers": 0.06, "pictures": 0.16, "signs": 0.02, "svg": 0.10, "videos": 0.06, "documents": 0.03, "needles": 0.07,
+    "self": 0.04, "outside": 0.10, "tools": 0.15, "swarm": 0.08, "english": 0.13,
+}  # fmt: skip
 
 ENGLISH = """
 The model reads a sentence from left to right and guesses the next token. It does not know the world; it knows what it
@@ -89,36 +104,64 @@ functions.find_shelf:0 functions.step:1 functions.get_count:2
 
 
 def corpus() -> Iterator[tuple[str, float]]:
-    """Texts with their weight: the worlds as they are drawn, ordinary English, and the code that tools and SVG need."""
-    from tools.worlds.sample import draw
-
-    worlds = []
-    for world, count in DRAWS_PER_WORLD.items():
-        for index in range(count):
-            sample = draw(world, seed=0, index=index, thinking=True, canvas="small")
-            question = sample.task.question
-            worlds += [question, sample.reasoning_content, sample.content]
-            worlds += [message["content"] for message in sample.messages if message["role"] == "system"]
-    english = [" ".join(ENGLISH.split()), *CODE.strip().split("\n\n")]
-    weight = ENGLISH_SHARE / (1 - ENGLISH_SHARE) * sum(map(len, worlds)) / sum(map(len, english))
-    yield from ((text, 1.0) for text in worlds)
-    yield from ((text, weight) for text in english)
+    """Texts with their weight: each world as it is drawn, and ordinary English for what people type besides."""
+    for source, share in SHARES.items():
+        texts = [text for text in texts_of(source) if text]
+        weight = share / sum(map(len, texts))
+        yield from ((text, weight) for text in texts)
 
 
-def count_pieces(texts: Iterable[tuple[str, float]]) -> Counter[bytes]:
-    """How often each piece of the published pattern occurs. Pieces of digits are left out: no merge may join digits."""
+def texts_of(source: str) -> Iterator[str]:
+    """What stands in prompts and replies of this source."""
+    from tools.worlds import episode, sample
+
+    if source == "english":
+        yield from (" ".join(ENGLISH.split()), *CODE.strip().split("\n\n"))
+    elif source in sample.WORLDS:
+        for index in range(DRAWS):
+            drawn = sample.draw(source, seed=0, index=index, thinking=True, canvas="small", num_tokens=NEEDLE_TOKENS)
+            yield from (drawn.task.question, drawn.reasoning_content, drawn.content)
+            yield from (message["content"] for message in drawn.messages if isinstance(message["content"], str))
+    else:
+        skills = [skill for skill in episode.SKILLS if skill.startswith(f"{source}.")]
+        for index in range(DRAWS):
+            yield from texts_of_episode(episode.draw_episode(skills[index % len(skills)], 0, index))
+
+
+def texts_of_episode(drawn: "Episode") -> Iterator[str]:
+    from reference.messages import calls_of
+    from reference.tool_declaration import declare_tools
+    from tools.worlds import episode
+
+    messages, tools = episode.play(drawn)
+    yield declare_tools(tools)
+    for message in messages:
+        texts = message.get("reasoning_content"), message["content"]
+        yield from (text for text in texts if isinstance(text, str))
+        for call in calls_of(message):
+            yield from (call["id"], call["function"]["arguments"])
+
+
+def count_pieces(texts: Iterable[tuple[str, float]]) -> tuple[Counter[bytes], Counter[bytes]]:
+    """How often each piece of the published pattern occurs, words without what leads them; and the led words whole.
+
+    Left out are digits, for no merge may join them, and words of capitals.
+    """
     from reference.tokenizer import Tokenizer
 
     splitter = Tokenizer.from_ranks({bytes([byte]): byte for byte in range(256)}, {})
-    counts: Counter[bytes] = Counter()
-    weights: Counter[bytes] = Counter()
+    plain: Counter[bytes] = Counter()
+    led: Counter[bytes] = Counter()
     for text, weight in texts:
         for piece in splitter.split(text):
-            if not any(character.isnumeric() for character in piece):
-                weights[piece.encode()] += weight
-    for piece, weight in weights.items():
-        counts[piece] = max(1, round(weight))
-    return counts
+            word = piece[1:] if piece[1:2].isalpha() and not piece[0].isalpha() else piece
+            if any(character.isnumeric() for character in piece) or (len(word) > 1 and word.isupper()):
+                continue
+            plain[word.encode()] += weight
+            if word != piece and not (len(word) == 1 and word.isupper()):  # codes such as R3 are copied, too
+                led[piece.encode()] += weight
+    scale = COUNTS_IN_ALL / sum(plain.values())
+    return Counter({piece: max(1, round(weight * scale)) for piece, weight in plain.items()}), led
 
 
 def train_merges(counts: Counter[bytes], num_merges: int) -> list[bytes]:
@@ -150,11 +193,16 @@ def as_bytes(characters: str) -> bytes:
 
 
 def train_vocabulary(num_ranks: int = NUM_RANKS) -> dict[bytes, int]:
-    """Ranks by token bytes: the 256 single bytes, then the merges. Deterministic."""
-    merges = train_merges(count_pieces(corpus()), num_ranks - 256)
-    if len(merges) != num_ranks - 256:
-        raise UsageError(f"--num-ranks {num_ranks}: the texts give only {len(merges)} merges. Ask for fewer ranks.")
+    """Ranks by token bytes: the 256 single bytes, the merges, the led words. Deterministic."""
+    plain, led = count_pieces(corpus())
+    num_merges = (num_ranks - 256) * (NUM_RANKS - 256 - NUM_LED) // (NUM_RANKS - 256)
+    merges = train_merges(plain, num_merges)
     tokens = [bytes([byte]) for byte in range(256)] + merges
+    known = set(tokens)
+    whole = [piece for piece in sorted(led, key=lambda piece: (-led[piece], piece)) if piece[1:] in known]
+    tokens += whole[: num_ranks - len(tokens)]
+    if len(tokens) != num_ranks:
+        raise UsageError(f"--num-ranks {num_ranks}: the texts give only {len(tokens)}. Ask for fewer ranks.")
     return {token: rank for rank, token in enumerate(tokens)}
 
 

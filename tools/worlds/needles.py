@@ -16,7 +16,7 @@ from .task import Task, draw_of_split, vary, weighted
 
 SKILLS = {"needles.code": 1.0}
 NUM_TOKENS = (1000, 16000)
-CHARACTERS_PER_TOKEN = 2.26  # of this filler in the shipped vocabulary
+CHARACTERS_PER_TOKEN = 1.965  # of this filler in the shipped vocabulary
 NUM_OTHERS = (2, 6)  # codes of other doors
 PARAGRAPH = (3, 7)  # sentences
 THINGS = {"door": 5, "gate": 1, "box": 1, "safe": 1, "room": 1}

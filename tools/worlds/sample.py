@@ -1,6 +1,7 @@
 """Draw examples from the worlds: `draw("numbers", seed, index)` is the same example on every machine.
 
-A name picks a whole world (`numbers`), one skill (`numbers.add`) or `conversation` (several turns that mix worlds).
+A name picks a whole world (`numbers`), one skill (`numbers.add`), `conversation` (several turns that mix worlds) or
+`gallery` (several about one picture).
 """
 
 import random
@@ -16,6 +17,7 @@ SKILLS: dict[str, float] = {
     **needles.SKILLS, **self_knowledge.SKILLS, **self_knowledge.OUTSIDE_SKILLS,
 }  # fmt: skip
 CONVERSATION = "conversation"  # the last question of several turns that mix worlds
+GALLERY = "gallery"  # several questions about one picture, for training: the picture is looked at once for all of them
 # What the shipped model was trained on: worlds of which it is fair to expect something. It grows with the training.
 TRAINED = ("numbers", "pictures", "self", "outside", CONVERSATION)
 WORLDS: dict[str, Callable[[random.Random, str, Level], Task]] = {
@@ -81,6 +83,8 @@ def draw(
     level = Level(split, canvas, num_shapes, num_tokens)
     if name == CONVERSATION:
         return draw_conversation(rng, level, thinking)
+    if name == GALLERY:
+        return draw_gallery(rng, level, thinking)
     return make_sample(rng, [draw_task(rng, name, level)], thinking)
 
 
@@ -100,6 +104,17 @@ def draw_conversation(rng: random.Random, level: Level, thinking: bool | None) -
         again = ask_again(rng, tasks[-1]) if tasks and rng.random() < 0.4 else None
         world = weighted(rng, {"numbers": 4, "pictures": 4, "self": 1, "outside": 1})
         tasks.append(again or draw_task(rng, world, level))
+    return make_sample(rng, tasks, thinking)
+
+
+def draw_gallery(rng: random.Random, level: Level, thinking: bool | None) -> Sample:
+    """Three to six questions about one picture."""
+    tasks = [draw_task(rng, "pictures", level)]
+    for _ in range(rng.randint(2, 5)):
+        again = None
+        while again is None:
+            again = ask_again(rng, tasks[0])
+        tasks.append(again)
     return make_sample(rng, tasks, thinking)
 
 
