@@ -247,6 +247,10 @@ def test_the_pages_in_the_repository_are_made_of_the_reports_in_the_repository(t
     assert page_of(Path("docs/benchmarks"), tmp_path / "docs") == Path("docs/evaluation.md").read_text(encoding="utf-8")
     for name in pages:
         assert (tmp_path / name).read_text(encoding="utf-8") == (ROOT / name).read_text(encoding="utf-8")
+    for name in ("evaluation.svg", "expert-load.svg"):
+        ours, theirs = ({element.text for element in ElementTree.parse(path / "figures" / name).iter()
+                         if element.tag.endswith("}text")} for path in (tmp_path / "docs", ROOT / "docs"))  # fmt: skip
+        assert ours == theirs and ours
 
 
 def test_a_failed_episode_is_shown_with_its_calls_and_a_page_without_marks_is_left_alone(tmp_path):
@@ -259,15 +263,11 @@ def test_a_failed_episode_is_shown_with_its_calls_and_a_page_without_marks_is_le
     page = page_of(tmp_path / "reports", tmp_path / "docs")
     assert '    calls:        find_shelf({"item": "bolts"})\n                  count({"shelf": "A3"})\n' in page
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == "no table here\n"
-    for name in ("evaluation.svg", "expert-load.svg"):
-        ours, theirs = ({element.text for element in ElementTree.parse(path / "figures" / name).iter()
-                         if element.tag.endswith("}text")} for path in (tmp_path, ROOT / "docs"))  # fmt: skip
-        assert ours == theirs and ours
 
 
 def test_reports_in_the_repository_name_no_path_of_a_machine():
     for path in (ROOT / "docs/benchmarks").glob("e*.json"):
-        assert not re.search(r'"/|(?<=[\s"])/(home|root|tmp|work)', path.read_text(encoding="utf-8")), path
+        assert not re.search(r'(?<!\\)"/|(?<=[\s"])/(home|root|tmp|work)', path.read_text(encoding="utf-8")), path
 
 
 def test_targets_are_met_and_missed_where_the_figures_say(tmp_path):

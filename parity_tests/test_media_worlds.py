@@ -372,7 +372,8 @@ def test_the_text_holds_the_code_once_and_codes_of_other_things():
 def test_a_text_is_as_long_as_asked_for(num_tokens, processor):
     for index in range(3):
         text = draw("needles.code", 1, index, num_tokens=num_tokens).task.medium.text
-        assert len(processor.tokenizer.encode(text)) == pytest.approx(num_tokens, rel=0.1)
+        # A sentence more or less, and sentences with codes, which have other lengths: in a short text both count.
+        assert len(processor.tokenizer.encode(text)) == pytest.approx(num_tokens, rel=0.1, abs=40)
 
 
 def test_lengths_are_mixed_and_the_filler_does_not_repeat_itself():
