@@ -7,7 +7,7 @@ between training and held-out, so a held-out picture is one whose whole content 
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -238,9 +238,8 @@ def ask(rng: random.Random, skill: str, scene: Scene) -> Task | None:
     asked = ASKERS[skill](rng, scene)
     if asked is None:
         return None
-    question, notes, content, truth = asked
+    question, reasoning, content, truth = asked
     question = vary(rng, american(rng, question))
-    reasoning = listing(scene) + (f"\n{notes}" if notes else "")
     return Task(skill, question, reasoning, content, scene.key, JUDGES[skill], truth, medium=scene)
 
 
@@ -254,8 +253,22 @@ def matching(scene: Scene, colour: str | None, kind: str | None) -> list[Shape]:
     return [shape for shape in scene.shapes if colour in (None, shape.colour) and kind in (None, shape.kind)]
 
 
-def places_of(shapes: Sequence[Shape]) -> str:
-    return ", ".join(shape.place for shape in shapes) or "none"
+def search(scene: Scene, found: Sequence[Shape], conclude: Callable[[Sequence[Shape]], Any]) -> str:
+    """One shape after the other, each with what follows so far: conclude(those `found` up to it).
+
+    To list all and conclude at the end would be one line less, but then the shape has to be looked up again by its last
+    word to tell an earlier one: a small model reads its own list wrongly more often than the picture.
+    """
+    lines, so_far = [], []
+    for shape in scene.shapes:
+        so_far += [shape] if shape in found else []
+        lines.append(f"{shape.place}: {shape.words}, {conclude(so_far)}")
+    return "\n".join(lines)
+
+
+def first(attribute: str) -> Callable[[Sequence[Shape]], str]:
+    """This attribute of the first shape, 'none' without any."""
+    return lambda shapes: getattr(shapes[0], attribute) if shapes else "none"
 
 
 def draw_target(rng: random.Random, scene: Scene, forms: dict[str, float]) -> tuple[str | None, str | None]:
@@ -274,21 +287,22 @@ def name_target(colour: str | None, kind: str | None) -> str:
 
 def ask_describe(rng: random.Random, scene: Scene) -> tuple:
     truth = sorted((shape.size, shape.colour, shape.kind, shape.place) for shape in scene.shapes)
-    return weighted(rng, DESCRIBE), "", describe(scene), truth
+    return weighted(rng, DESCRIBE), listing(scene), describe(scene), truth
 
 
 def ask_count(rng: random.Random, scene: Scene) -> tuple:
     colour, kind = draw_target(rng, scene, {"kind": 5, "colour": 2, "colour kind": 1, "all": 2})
     found, name = matching(scene, colour, kind), name_target(colour, kind)
     answer = f"There {'is' if len(found) == 1 else 'are'} {len(found)} {name}{'' if len(found) == 1 else 's'}."
-    return weighted(rng, COUNT).format(x=name), f"{name}: {places_of(found)}", answer, len(found)
+    return weighted(rng, COUNT).format(x=name), search(scene, found, len), answer, len(found)
 
 
 def ask_colour(rng: random.Random, scene: Scene) -> tuple | None:
     shape = rng.choice(scene.shapes)
     if len(matching(scene, None, shape.kind)) != 1:
         return None
-    return weighted(rng, COLOUR).format(x=shape.kind), "", f"The {shape.kind} is {shape.colour}.", shape.colour
+    question, reasoning = weighted(rng, COLOUR).format(x=shape.kind), search(scene, [shape], first("colour"))
+    return question, reasoning, f"The {shape.kind} is {shape.colour}.", shape.colour
 
 
 def ask_shape(rng: random.Random, scene: Scene) -> tuple | None:
@@ -302,7 +316,7 @@ def ask_shape(rng: random.Random, scene: Scene) -> tuple | None:
         if place is None:
             return None
         question = weighted(rng, SHAPE_AT).format(p=place)
-    return question, "", f"It is a {shape.kind}.", shape.kind
+    return question, search(scene, [shape], first("kind")), f"It is a {shape.kind}.", shape.kind
 
 
 def ask_at(rng: random.Random, scene: Scene) -> tuple | None:
@@ -310,7 +324,8 @@ def ask_at(rng: random.Random, scene: Scene) -> tuple | None:
     place = draw_side(rng, scene, shape)
     if place is None:
         return None
-    return weighted(rng, AT).format(p=place), "", f"A {shape.words}.", (shape.colour, shape.kind)
+    reasoning = search(scene, [shape], first("words"))
+    return weighted(rng, AT).format(p=place), reasoning, f"A {shape.words}.", (shape.colour, shape.kind)
 
 
 def draw_side(rng: random.Random, scene: Scene, shape: Shape) -> str | None:
@@ -340,7 +355,8 @@ def ask_exists(rng: random.Random, scene: Scene) -> tuple:
     found, name = matching(scene, colour, kind), name_target(colour, kind)
     thing = f"{'an' if name[0] == 'o' else 'a'} {name}"
     answer = f"Yes, there is {thing}." if found else f"No, there is no {name}."
-    return weighted(rng, EXISTS).format(x=thing), f"{name}: {places_of(found)}", answer, bool(found)
+    reasoning = search(scene, found, lambda shapes: "yes" if shapes else "no")
+    return weighted(rng, EXISTS).format(x=thing), reasoning, answer, bool(found)
 
 
 def ask_place_of(rng: random.Random, scene: Scene) -> tuple | None:
@@ -348,8 +364,9 @@ def ask_place_of(rng: random.Random, scene: Scene) -> tuple | None:
     colour, kind = weighted(rng, {(shape.colour, shape.kind): 3, (None, shape.kind): 1.5, (shape.colour, None): 1})
     if len(matching(scene, colour, kind)) != 1:
         return None
-    name = name_target(colour, kind)
-    return weighted(rng, PLACE_OF).format(x=name), "", f"The {name} is {phrase(shape.place)}.", shape.place
+    question, name = weighted(rng, PLACE_OF), name_target(colour, kind)
+    reasoning = search(scene, [shape], first("place"))
+    return question.format(x=name), reasoning, f"The {name} is {phrase(shape.place)}.", shape.place
 
 
 def words_of(answer: str) -> list[str]:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from . import pictures, signs
 from .demonstration import Environment, Episode, Turn, look_up
-from .pictures import PLACES, Scene, Shape, boxes_touch, draw_scene, listing, matching, phrase
+from .pictures import PLACES, Scene, Shape, boxes_touch, draw_scene, first, matching, phrase, search
 from .task import is_of_split, weighted
 from .tool_requests import OK, STYLES, draw_tools, report
 from .tool_schema import declare
@@ -53,7 +53,7 @@ def draw_picture_call(rng: random.Random, split: str, canvas: str = "full", num_
         medium = draw_until(
             lambda: signs.draw_sign(rng, "signs.read", canvas).medium, lambda sign: is_of_split(sign.key, split)
         )
-        listed, asked = signs.spell(medium.text), ask_sign(rng, split, medium)
+        asked = ask_sign(rng, split, medium)
     else:
         medium = draw_until(
             lambda: draw_scene(rng, canvas, num_shapes),
@@ -61,7 +61,7 @@ def draw_picture_call(rng: random.Random, split: str, canvas: str = "full", num_
         )
         shape = rng.choice(medium.shapes if form == "count" else unique(medium))
         ask = {"color": ask_color, "shape": ask_shape, "count": ask_count}[form]
-        listed, asked = listing(medium), ask(rng, split, medium, shape)
+        asked = ask(rng, split, medium, shape)
     tool, question, seen, arguments, result, content, value, words = asked
     call = (tool["function"]["name"], arguments)
     others = [other.declaration for other in draw_tools(rng, split, rng.choice(num_tools) - 1)
@@ -71,7 +71,7 @@ def draw_picture_call(rng: random.Random, split: str, canvas: str = "full", num_
     question = pictures.american(rng, vary_words(rng, question))
     return Episode(
         "tools.picture", show(rng, medium.paint(), question), tools, medium.key,
-        (Turn(f"{listed}\n{seen}: {call[0]}.", "", (call,)), Turn(content, content)),
+        (Turn(f"{seen}: {call[0]}.", "", (call,)), Turn(content, content)),
         lambda: Environment(tools, look_up([(call, result)], otherwise)),
         lambda answer, environment: environment.made([call]) and says_only(
             answer, [(value, words)], map(str, arguments.values()) if form == "sign" else ()),
@@ -84,7 +84,7 @@ def unique(scene: Scene) -> list[Shape]:
     return [shape for shape in scene.shapes if len(matching(scene, None, shape.kind)) == 1]
 
 
-def ask_color(rng: random.Random, split: str, _scene: Scene, shape: Shape) -> tuple:
+def ask_color(rng: random.Random, split: str, scene: Scene, shape: Shape) -> tuple:
     """Set a device to the color of a shape."""
     name = draw_name(rng, SET_VERBS, DEVICES, split)
     noun = name.partition("_")[2]
@@ -96,7 +96,7 @@ def ask_color(rng: random.Random, split: str, _scene: Scene, shape: Shape) -> tu
              "Give the {n} the colour of the {k}.": 1, "What colour is the {k}? Set the {n} to it.": 1}  # fmt: skip
     question = weighted(rng, forms).format(n=noun, k=shape.kind)
     fact = f"The {noun} is now {shape.colour}."
-    seen = f"The {shape.kind} is {shape.colour}"
+    seen = f"{search(scene, [shape], first('colour'))}\nThe {shape.kind} is {shape.colour}"
     return tool, question, seen, {"color": shape.colour}, rng.choice(OK), fact, shape.colour, [noun]
 
 
@@ -115,7 +115,8 @@ def ask_shape(rng: random.Random, split: str, scene: Scene, shape: Shape) -> tup
     question = weighted(rng, forms).format(n=noun, w=what)
     result = report(weighted(rng, STYLES), noun, value, attribute.kind)
     fact = f"The {noun} of the {thing} is {value}."
-    return tool, question, f"It is the {thing}", {parameter: thing}, result, fact, value, [noun]
+    seen = f"{search(scene, [shape], first('words'))}\nIt is the {thing}"
+    return tool, question, seen, {parameter: thing}, result, fact, value, [noun]
 
 
 def ask_sign(rng: random.Random, split: str, sign: signs.Sign) -> tuple:
@@ -130,7 +131,8 @@ def ask_sign(rng: random.Random, split: str, sign: signs.Sign) -> tuple:
     question = weighted(rng, forms).format(n=noun)
     result = report(weighted(rng, STYLES), noun, value, attribute.kind)
     fact = f"The {noun} of {sign.text} is {value}."
-    return tool, question, f"The sign says {sign.text}", {parameter: sign.text}, result, fact, value, [noun]
+    seen = f"{signs.spell(sign.text)}\nThe sign says {sign.text}"
+    return tool, question, seen, {parameter: sign.text}, result, fact, value, [noun]
 
 
 def ask_count(rng: random.Random, split: str, scene: Scene, shape: Shape) -> tuple:
@@ -141,11 +143,12 @@ def ask_count(rng: random.Random, split: str, scene: Scene, shape: Shape) -> tup
     parameter = rng.choice(("value", "number", "count", "n"))
     tool = declare(name, f"{verb.capitalize()} a number.", {parameter: {"type": "integer"}}, [parameter])
     target = rng.choice((None, shape.kind, shape.kind))
-    count = len(matching(scene, None, target))
+    found = matching(scene, None, target)
+    count = len(found)
     forms = {"Count the {k}s and {v} the {n}.": 3, "How many {k}s are there? {V} the {n}.": 2,
              "{V} the {n} of {k}s in the picture.": 2}  # fmt: skip
     question = weighted(rng, forms).format(k=target or "shape", v=verb, V=verb.capitalize(), n=noun)
-    seen = f"{target or 'shape'}: {pictures.places_of(matching(scene, None, target))}. {count}"
+    seen = f"{search(scene, found, len)}\nThere {'is' if count == 1 else 'are'} {count}"
     content = f"The {noun} is {count}."
     return tool, question, seen, {parameter: count}, rng.choice(OK), content, str(count), [noun]
 
