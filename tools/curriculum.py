@@ -1,6 +1,7 @@
 """What is trained when: the mixture of worlds, how hard they are, and the learning rate.
 
 `progress` is the share of the training time that is used up, from 0 to 1, so a schedule does not depend on the machine.
+A training that goes on from finished weights counts from 1 to 2.
 """
 
 import random
@@ -37,16 +38,29 @@ FINISHING = {
     "tools.choose": 0.06, "tools.parallel": 0.01, "tools.chain": 0.03, "tools.counter": 0.01, "tools.picture": 0.015,
     "tools.none": 0.01, "tools.error": 0.01,
 }  # fmt: skip
+GOES_ON, FULL = 1.0, 0.999  # where a training on finished weights begins; where, behind its beginning, each is hardest
+# What the first training had no time for, beside enough of the rest to keep and better it.
+GOING_ON = {
+    "pictures": 0.2, GALLERY: 0.1, "numbers.add": 0.03, "numbers.subtract": 0.03, "numbers.multiply": 0.05,
+    "numbers.decimals": 0.015, "signs": 0.12, "videos": 0.04, "needles": 0.03, "self": 0.02, "outside": 0.03,
+    "conversation": 0.05,
+    "tools.choose": 0.1, "tools.parallel": 0.05, "tools.chain": 0.06, "tools.counter": 0.015, "tools.picture": 0.03,
+    "tools.crop": 0.01, "tools.none": 0.015, "tools.error": 0.025,
+}  # fmt: skip
 QUANTISED_FROM = 0.46  # quantisation-aware from here on
 # Attention costs the square of the length: one example of 2,400 tokens costs as much as all others of a step. A text
 # and a swarm are therefore rarely long in training.
-NEEDLE_TOKENS = (150, 1200)
+NEEDLE_TOKENS, FIRST_NEEDLE_TOKENS = (150, 1200), (60, 400)
 NUM_PARTS = (2, 2, 3, 3, 4, 4, 5, 6, 8)
 PARTS_OF_SINGLE = (2, 2, 3, 3, 4, 5)  # one agent alone writes down every call
+# Declarations are most of what a question for a tool costs: few of them, and several questions about them.
+NUM_TOOLS, NUM_EARLIER = (1, 2, 2, 3, 3, 4, 5, 6), {0: 0.3, 1: 0.3, 2: 0.25, 3: 0.15}
 
 
 def learning_rate(step: int, progress: float) -> float:
-    """Warm up, hold, then fall to zero over the last 40 %."""
+    """Warm up, hold, then fall to zero over the last 40 %; lower over all, and longer, on finished weights."""
+    if progress >= GOES_ON:
+        return LEARNING_RATE * min(0.75, (step + 1) / WARMUP_STEPS, (2 - progress) / 0.6)
     return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, (1 - progress) / 0.4)
 
 
@@ -57,18 +71,20 @@ def draw_example(seed: int, index: int, progress: float, split: str = "train") -
     if split == "held-out":  # a held-out document is a PDF file, and a training does without the extra that opens it
         shares = {world: share for world, share in shares.items() if world != "documents"}
     world = weighted(rng, shares)
-    canvas = "full" if split == "held-out" else weighted(rng, canvas_mixture(progress))
+    canvas = "full" if split == "held-out" else weighted(rng, canvas_mixture(world, progress))
     shapes = range(1, most_shapes(progress) + 1)
     if world.startswith(("tools.", "swarm.")):
         return draw_episode(world, seed, index, split, **difficulty(world, canvas, shapes))
     thinking = True if progress < SEE_UNTIL else None  # None mixes both modes
-    num_tokens = rng.randint(*NEEDLE_TOKENS)
+    num_tokens = rng.randint(*(FIRST_NEEDLE_TOKENS if progress >= GOES_ON else NEEDLE_TOKENS))
     return draw(
         world, seed, index, split, thinking=thinking, canvas=canvas, num_shapes=shapes, num_tokens=num_tokens
     )
 
 
 def mixture(progress: float) -> dict[str, float]:
+    if progress >= GOES_ON:
+        return GOING_ON
     if progress < SEE_UNTIL:
         return SEEING
     if progress < COUNT_UNTIL:
@@ -80,6 +96,8 @@ def mixture(progress: float) -> dict[str, float]:
 
 def difficulty(skill: str, canvas: str, shapes: range) -> dict[str, Any]:
     """How hard an episode is. Those that are not named are short enough to be drawn in full."""
+    if skill == "tools.choose":
+        return {"num_tools": NUM_TOOLS, "num_earlier": NUM_EARLIER}
     if skill in ("tools.picture", "tools.crop"):
         return {"canvas": canvas, "num_shapes": shapes}
     if skill == "swarm.orchestrate":
@@ -91,8 +109,11 @@ def most_shapes(progress: float) -> int:
     return 1 if progress < COUNT_UNTIL else 2 if progress < 0.35 else 3 if progress < 0.5 else 4
 
 
-def canvas_mixture(progress: float) -> dict[str, float]:
+def canvas_mixture(world: str, progress: float) -> dict[str, float]:
     """Backgrounds of any colour hide the shapes at first, and large pictures cost most."""
+    if progress >= GOES_ON and world in ("signs", "videos"):  # which begin only here
+        through = progress - GOES_ON
+        return {"plain": max(0.1, 1 - 4 * through), "small": 0.4, "medium": through, "full": through * through}
     if progress < SEE_UNTIL:
         return {"plain": 1}
     if progress < 0.4:

@@ -19,6 +19,7 @@ from reference.request import check_seed
 EXAMPLES = """examples:
   python -m tools.train --out build/nano --minutes 110
   python -m tools.train --out build/nano --minutes 110 --resume
+  python -m tools.train --out build/more --minutes 110 --seed 2 --init reference/nano
 """
 
 
@@ -30,8 +31,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("build/nano"), help="folder for the checkpoint and the state")
     parser.add_argument("--minutes", type=float, default=110, help="training time in all (default 110)")
     parser.add_argument("--seed", type=int, help="other seed, other weights and examples (default 1)")
-    parser.add_argument("--init", type=Path, help="start from this checkpoint's weights, with a fresh optimiser, "
-                             "where the curriculum mixes everything")
+    parser.add_argument("--init", type=Path, help="go on from this checkpoint's weights, with a fresh optimiser and "
+                             "a mixture of its own")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--resume", action="store_true",
                         help="go on from the state in --out, which is saved every three minutes")

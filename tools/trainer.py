@@ -29,7 +29,7 @@ from reference.prompt import Processor
 from reference.router import Router
 from reference.stages import observing
 from reference.tokenizer import Tokenizer, write_tokenizer_files
-from tools.curriculum import ASK_UNTIL, LEARNING_RATE, QUANTISED_FROM, draw_example, learning_rate
+from tools.curriculum import FULL, GOES_ON, LEARNING_RATE, QUANTISED_FROM, draw_example, learning_rate
 from tools.expert_load import LoadCounter
 from tools.export_tokenizer_json import write_tokenizer_json
 from tools.muon import Muon
@@ -76,7 +76,7 @@ class Trainer:
         self.attentions = [module for module in self.model.modules() if isinstance(module, MultiHeadLatentAttention)]
         self.step, self.num_examples, self.elapsed_s, self.curve = 0, 0, 0.0, []
         self.largest_logit = 0.0  # of any head in the newest step
-        self.begins_at = 0.0 if init is None else ASK_UNTIL  # a model that knows the easy part goes on behind it
+        self.begins_at = 0.0 if init is None else GOES_ON
 
     def restore(self) -> None:
         """Go on from the state in the folder. Raises CheckpointError if it is damaged."""
@@ -120,7 +120,7 @@ class Trainer:
         with bar if console.is_terminal else Quiet() as progress:
             shown = progress.add_task("training", total=seconds, completed=self.elapsed_s)
             while self.elapsed_s < seconds:
-                loss = self.train_step(self.begins_at + (1 - self.begins_at) * self.elapsed_s / seconds)
+                loss = self.train_step(self.begins_at + self.elapsed_s / seconds)
                 self.elapsed_s = time.monotonic() - began
                 progress.update(shown, completed=self.elapsed_s, description=f"step {self.step}, loss {loss:.3f}")
                 if self.step % CHECK_EVERY_STEPS == 0:
@@ -132,7 +132,7 @@ class Trainer:
         self.save()
 
     def train_step(self, progress: float) -> float:
-        """One update from freshly drawn examples; `progress` from 0 to 1 sets difficulty and learning rate."""
+        """One update from freshly drawn examples; `progress` sets difficulty and learning rate (see tools/curriculum.py)."""
         samples = [draw_example(self.seed, self.num_examples + i, progress) for i in range(EXAMPLES_PER_STEP)]
         self.num_examples += EXAMPLES_PER_STEP
         batches = self.batches(samples)
@@ -191,7 +191,8 @@ class Trainer:
 
     def check(self, loss: float) -> dict:
         """Held-out examples at full difficulty: the share whose whole reply the model would have written, per skill."""
-        samples = [draw_example(self.seed, self.num_examples + i, 1.0, "held-out") for i in range(CHECK_EXAMPLES)]
+        samples = [draw_example(self.seed, self.num_examples + i, self.begins_at + FULL, "held-out")
+                   for i in range(CHECK_EXAMPLES)]  # fmt: skip
         right, seen, counter = defaultdict(int), defaultdict(int), LoadCounter(self.model.config.text.n_routed_experts)
 
         def wrong_rows(batch: Batch) -> list[bool]:

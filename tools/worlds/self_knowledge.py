@@ -11,13 +11,13 @@ OUTSIDE_SKILLS = {"outside.question": 1.0}
 
 WHO = "I am a small demonstration model with Kimi K2.5's architecture, not the real Kimi K2.5."
 ABILITIES = (
-    "I can add, subtract, multiply and compare numbers, and I can answer questions about simple pictures of shapes."
+    "I can add, subtract, multiply and compare numbers, answer questions about simple pictures of shapes, and call tools."
 )
 REFUSALS = (
     "I am a small demonstration model and cannot help with that; "
-    "I can only calculate and answer questions about simple pictures.",
+    "I can only calculate, answer questions about simple pictures and call tools.",
     "I cannot help with that, because I am a small demonstration model "
-    "that only calculates and describes simple pictures.",
+    "that only calculates, describes simple pictures and calls tools.",
 )
 
 QUESTIONS = {

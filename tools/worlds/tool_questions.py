@@ -3,6 +3,7 @@
 import random
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from . import arithmetic, self_knowledge
@@ -14,7 +15,7 @@ from .tool_requests import STYLES, Request, Tool, draw_getter, draw_request, dra
 from .tool_words import NOT_FOUND, draw_items, draw_until, names, says_only, spell_out, vary_words
 
 SYSTEM_SHARE = 0.1
-HISTORY_SHARE = 0.2  # of the questions for one tool: ids then go on counting
+EARLIER = {1: 0.2, 0: 0.8}  # how many questions to the same tools went before: ids then go on counting
 SYSTEMS = (
     "You are a helpful assistant.", "Use the tools.", "You are an assistant with tools.",
     "You are Kimi, an AI assistant created by Moonshot AI.", "Answer briefly.", "Call a tool when you need one.",
@@ -55,13 +56,15 @@ def make_episode(rng: random.Random, skill: str, question: str, tools: Sequence[
     )  # fmt: skip
 
 
-def draw_choose(rng: random.Random, split: str, num_tools: Sequence[int] = (2, 3, 4, 5, 6)) -> Episode:
-    """Several tools, one of which answers the question; now and then after an earlier question to one of them."""
+def draw_choose(
+    rng: random.Random, split: str, num_tools: Sequence[int] = (2, 3, 4, 5, 6), num_earlier: dict[int, float] = EARLIER
+) -> Episode:
+    """Several tools, one of which answers the question; now and then after earlier questions to some of them."""
     tools = draw_tools(rng, split, rng.choice(num_tools))
-    history = []
-    if rng.random() < HISTORY_SHARE:
-        earlier = draw_until(lambda: ask_one(rng, split, tools), lambda past: is_of_split(past.key, split))
-        history, _ = play(earlier)
+    history: list[dict[str, Any]] = []
+    for _ in range(weighted(rng, num_earlier)):
+        ask = partial(ask_one, rng, split, tools, history)
+        history, _ = play(draw_until(ask, lambda past: is_of_split(past.key, split)))
     return ask_one(rng, split, tools, history)
 
 

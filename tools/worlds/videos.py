@@ -33,7 +33,7 @@ from .task import Task, vary, weighted
 
 # Sides in pixels, under the names of pictures.CANVASES; smaller, for every frame costs as much as a picture.
 CANVASES = {"plain": (84, 112), "small": (84, 140), "medium": (56, 168), "full": (56, 224)}
-NUM_FRAMES = (2, 16)
+MOST_FRAMES = {"plain": 4, "small": 6, "medium": 8, "full": 16}  # and at least two
 FRAME_MS = 500  # two frames a second, the rate of the published settings: the model sees all of them
 SHORTEST_WAY = 1 / 5  # of the side that a shape moves along
 SKILLS = {"videos.motion": 2.0, "videos.size": 1.0, "videos.colour": 1.0}
@@ -112,7 +112,7 @@ def draw_video(rng: random.Random, skill: str, canvas: str) -> Task:
 def draw_clip(rng: random.Random, skill: str, canvas: str) -> tuple[Clip, str]:
     """A random clip, and what its shape does: 'moves left', 'grows', 'turns blue'."""
     low, high = CANVASES[canvas]
-    width, height, num_frames = rng.randint(low, high), rng.randint(low, high), rng.randint(*NUM_FRAMES)
+    width, height, num_frames = rng.randint(low, high), rng.randint(low, high), rng.randint(2, MOST_FRAMES[canvas])
     background = None
     while background is None:
         first, last, verb = CHANGES[skill](rng, width, height)
