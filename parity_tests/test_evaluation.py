@@ -359,13 +359,13 @@ def test_a_folder_without_reports_is_refused_in_one_line(tmp_path, capsys):
 
 def test_every_token_of_the_examples_is_counted_at_every_layer_for_as_many_experts_as_it_sees(capsys):
     from reference.prompt import Processor
-    from tools.curriculum import draw_example
+    from tools.curriculum import FULL, GOES_ON, draw_example
     from tools.training_batches import encode_example
 
     assert expert_load.main(["--n", "6", "--seed", "2", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     processor = Processor.from_directory(SHIPPED_MODEL)
-    examples = [encode_example(processor, draw_example(2, i, 1.0, "held-out")) for i in range(6)]
+    examples = [encode_example(processor, draw_example(2, i, GOES_ON + FULL, "held-out")) for i in range(6)]
     tokens = sum(example.length - 1 for example in examples)  # the last one is never an input
     assert [layer["layer"] for layer in report["layers"]] == [1, 2, 3, 4]
     for layer in report["layers"]:

@@ -1,5 +1,6 @@
 """The trainer trains the reference's own modules, sees the weights that it will store, and resumes where it stopped."""
 
+import itertools
 import json
 
 import pytest
@@ -13,7 +14,7 @@ from reference.model import load_model, routed_linears
 from reference.prompt import Processor
 from reference.replies import TextReplyParser
 from tools import evaluate, train
-from tools.curriculum import ASK_UNTIL
+from tools.curriculum import FULL, GOES_ON, draw_example, learning_rate
 from tools.muon import Muon, orthogonalise
 from tools.quantization_aware import FakeInt4, coarse_scales, quantize_coarsely
 from tools.trainer import STATE_FILE, UNQUANTISED, Trainer
@@ -235,9 +236,29 @@ def test_a_damaged_state_is_refused_in_one_line(tmp_path, small_steps, capsys):
         assert "is no state of this training" in message and message.count("\n") == 1
 
 
+@pytest.mark.parametrize("begins_at", [0.0, GOES_ON])
+def test_the_rate_warms_up_and_ends_at_nothing(begins_at):
+    rates = [learning_rate(step, begins_at + step / 1000) for step in range(1000)]
+    top = max(rates)
+    assert rates[0] < 0.1 * top and rates[100] == top and rates[-1] < 0.01 * top
+    assert all(a >= b for a, b in itertools.pairwise(rates[100:]))
+
+
+def test_a_training_on_finished_weights_begins_what_the_first_had_no_time_for_with_the_easy_part():
+    def longest(progress):
+        drawn = [draw_example(3, index, progress) for index in range(600)]
+        signs = [sample.task.truth for sample in drawn if sample.skill == "signs.read"]
+        return max(map(len, signs)), len(signs)
+
+    (first, num_first), (last, num_last) = longest(GOES_ON), longest(GOES_ON + FULL)
+    assert first <= 3 and last == 5 and min(num_first, num_last) > 30
+    held_out = [draw_example(3, index, GOES_ON + FULL, "held-out") for index in range(200)]
+    assert not any(drawn.skill.startswith("documents") for drawn in held_out)
+
+
 def test_a_resumed_training_keeps_its_vocabulary_and_its_place_in_the_curriculum(tmp_path, small_steps):
     first = Trainer(tmp_path, 1, "cpu", SHIPPED_MODEL)
-    assert first.begins_at == ASK_UNTIL
+    assert first.begins_at == GOES_ON
     first.save()
     (tmp_path / "tiktoken.model").write_text("not what would be trained today")
     with pytest.raises(KimiError):
@@ -247,4 +268,4 @@ def test_a_resumed_training_keeps_its_vocabulary_and_its_place_in_the_curriculum
     resumed = Trainer(tmp_path, 1, "cpu", None)
     assert resumed.begins_at == 0
     resumed.restore()
-    assert resumed.begins_at == ASK_UNTIL
+    assert resumed.begins_at == GOES_ON

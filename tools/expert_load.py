@@ -98,13 +98,13 @@ def measure(model: "nn.Module", processor: "Processor", n: int, seed: int) -> "d
 
     from reference.stages import observing
 
-    from .curriculum import draw_example
+    from .curriculum import FULL, GOES_ON, draw_example
     from .training_batches import encode_example, micro_batches
 
     counter = LoadCounter(processor.config.text.n_routed_experts)
     with torch.inference_mode(), observing(counter):
         for start in range(0, n, 64):  # pictures are large: not all of them at once
-            samples = [draw_example(seed, i, 1.0, "held-out") for i in range(start, min(start + 64, n))]
+            samples = [draw_example(seed, i, GOES_ON + FULL, "held-out") for i in range(start, min(start + 64, n))]
             examples = [encode_example(processor, sample) for sample in samples]
             for batch in micro_batches(examples, BATCH_TOKENS, processor.config.pad_token_id or 0):
                 counter.begin(batch.valid)

@@ -132,7 +132,7 @@ class Trainer:
         self.save()
 
     def train_step(self, progress: float) -> float:
-        """One update from freshly drawn examples; `progress` sets difficulty and learning rate (see tools/curriculum.py)."""
+        """One update from freshly drawn examples; `progress` (tools/curriculum.py) sets difficulty and rate."""
         samples = [draw_example(self.seed, self.num_examples + i, progress) for i in range(EXAMPLES_PER_STEP)]
         self.num_examples += EXAMPLES_PER_STEP
         batches = self.batches(samples)

@@ -11,7 +11,8 @@ OUTSIDE_SKILLS = {"outside.question": 1.0}
 
 WHO = "I am a small demonstration model with Kimi K2.5's architecture, not the real Kimi K2.5."
 ABILITIES = (
-    "I can add, subtract, multiply and compare numbers, answer questions about simple pictures of shapes, and call tools."
+    "I can add, subtract, multiply and compare numbers, answer questions about simple pictures of shapes, "
+    "and call tools."
 )
 REFUSALS = (
     "I am a small demonstration model and cannot help with that; "
