@@ -208,6 +208,15 @@ def test_ids_go_on_counting_after_an_earlier_question():
     assert lengths == {1, 2}
 
 
+def test_earlier_questions_are_as_many_as_asked_for_or_as_the_tools_have_for_this_split():
+    for split in SPLITS:
+        drawn = [draw_episode("tools.choose", 3, i, split, num_tools=(1,), num_earlier={3: 1}) for i in range(100)]
+        counts = [len(episode.messages) // 4 for episode in drawn]  # of each, four messages stand before the last one
+        assert max(counts) == 3 and counts.count(3) > 80
+        assert all(map(judged, drawn))
+
+
+
 def test_arguments_stand_in_the_order_of_the_declaration(processor):
     for episode in episodes("tools.choose", 60):
         [(name, arguments)] = demonstrated_calls(episode)
