@@ -466,8 +466,8 @@ def test_a_swarm_takes_at_most_half_of_the_critical_steps_of_one_agent_on_the_sa
 
 
 @pytest.mark.parametrize("backend", ["reference", "optimized"])
-def test_a_model_that_knows_no_tools_fails_their_episodes_on_both_backends(backend, capsys):
-    arguments = ["--skill", "tools.choose", "--n", "2", "--backend", backend, "--json", "--max-new-tokens", "60"]
+def test_a_model_that_knows_no_swarms_fails_their_episodes_on_both_backends(backend, capsys):
+    arguments = ["--skill", "swarm.part", "--n", "2", "--backend", backend, "--json", "--max-new-tokens", "60"]
     assert evaluate.main(arguments) == 0
     [row, *_] = json.loads(capsys.readouterr().out)["skills"]
-    assert (row["skill"], row["n"], row["right"]) == ("tools.choose", 2, 0) and row["mean_critical_steps"] >= 1
+    assert (row["skill"], row["n"], row["right"]) == ("swarm.part", 2, 0) and row["mean_critical_steps"] >= 1
