@@ -216,7 +216,6 @@ def test_earlier_questions_are_as_many_as_asked_for_or_as_the_tools_have_for_thi
         assert all(map(judged, drawn))
 
 
-
 def test_arguments_stand_in_the_order_of_the_declaration(processor):
     for episode in episodes("tools.choose", 60):
         [(name, arguments)] = demonstrated_calls(episode)

@@ -222,8 +222,12 @@ def test_thinking_states_what_follows_so_far_behind_every_shape(skill):
             assert conclusions == [str(sum(counted in shape for shape in seen[: i + 1])) for i in range(len(seen))]
         else:  # nothing until the shape that decides, and then always the same
             found = [conclusion for conclusion in conclusions if conclusion not in ("none", "no")]
-            assert conclusions[len(conclusions) - len(found) :] == found and len(set(found)) <= 1
+            first = len(conclusions) - len(found)
+            assert conclusions[first:] == found and len(set(found)) <= 1
             assert found or sample.task.truth is False
+            if found:
+                asked = re.search(r"an? (.*?)(?: shape)?\.", sample.content)
+                assert (asked[1] if skill == "pictures.exists" else found[0]) in seen[first], sample
 
 
 def test_media_stand_before_after_and_between_text():

@@ -50,7 +50,7 @@ GOING_ON = {
 QUANTISED_FROM = 0.46  # quantisation-aware from here on
 # Attention costs the square of the length: one example of 2,400 tokens costs as much as all others of a step. A text
 # and a swarm are therefore rarely long in training.
-NEEDLE_TOKENS, FIRST_NEEDLE_TOKENS = (150, 1200), (60, 400)
+NEEDLE_TOKENS, SHORT_NEEDLE_TOKENS = (150, 1200), (60, 400)
 NUM_PARTS = (2, 2, 3, 3, 4, 4, 5, 6, 8)
 PARTS_OF_SINGLE = (2, 2, 3, 3, 4, 5)  # one agent alone writes down every call
 # Declarations are most of what a question for a tool costs: few of them, and several questions about them.
@@ -76,7 +76,7 @@ def draw_example(seed: int, index: int, progress: float, split: str = "train") -
     if world.startswith(("tools.", "swarm.")):
         return draw_episode(world, seed, index, split, **difficulty(world, canvas, shapes))
     thinking = True if progress < SEE_UNTIL else None  # None mixes both modes
-    num_tokens = rng.randint(*(FIRST_NEEDLE_TOKENS if progress >= GOES_ON else NEEDLE_TOKENS))
+    num_tokens = rng.randint(*(SHORT_NEEDLE_TOKENS if progress >= GOES_ON else NEEDLE_TOKENS))
     return draw(
         world, seed, index, split, thinking=thinking, canvas=canvas, num_shapes=shapes, num_tokens=num_tokens
     )
@@ -111,7 +111,7 @@ def most_shapes(progress: float) -> int:
 
 def canvas_mixture(world: str, progress: float) -> dict[str, float]:
     """Backgrounds of any colour hide the shapes at first, and large pictures cost most."""
-    if progress >= GOES_ON and world in ("signs", "videos"):  # which begin only here
+    if progress >= GOES_ON and world in ("signs", "videos"):  # which the first training did not learn
         through = progress - GOES_ON
         return {"plain": max(0.1, 1 - 4 * through), "small": 0.4, "medium": through, "full": through * through}
     if progress < SEE_UNTIL:

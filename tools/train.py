@@ -17,7 +17,7 @@ from reference.presets import preset_dict
 from reference.request import check_seed
 
 EXAMPLES = """examples:
-  python -m tools.train --out build/nano --minutes 110 --resume
+  python -m tools.train --out build/nano --minutes 110
   python -m tools.train --out build/more --minutes 110 --seed 2 --init reference/nano
 """
 
