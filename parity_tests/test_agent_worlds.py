@@ -19,7 +19,7 @@ from reference.chat_template import IM_END
 from reference.generate import SHIPPED_MODEL
 from reference.generation import read_reply
 from reference.prompt import Processor
-from tools.worlds import pictures, swarm, tool_pictures
+from tools.worlds import pictures, swarm, tool_pictures, tool_questions
 from tools.worlds.demonstration import look_up, spell
 from tools.worlds.episode import SKILLS, Environment, Episode, Turn, draw_episode, play
 from tools.worlds.tool_schema import complaint, declare, name_of
@@ -208,9 +208,10 @@ def test_ids_go_on_counting_after_an_earlier_question():
     assert lengths == {1, 2}
 
 
-def test_earlier_questions_are_as_many_as_asked_for_or_as_the_tools_have_for_this_split():
+def test_earlier_questions_are_as_many_as_drawn_or_as_the_tools_have_for_this_split(monkeypatch):
+    monkeypatch.setattr(tool_questions, "EARLIER", {3: 1})
     for split in SPLITS:
-        drawn = [draw_episode("tools.choose", 3, i, split, num_tools=(1,), num_earlier={3: 1}) for i in range(100)]
+        drawn = [draw_episode("tools.choose", 3, i, split, num_tools=(1,)) for i in range(100)]
         counts = [len(episode.messages) // 4 for episode in drawn]  # of each, four messages stand before the last one
         assert max(counts) == 3 and counts.count(3) > 80
         assert all(map(judged, drawn))

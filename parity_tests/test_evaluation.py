@@ -23,8 +23,18 @@ from tools.evaluation_figures import draw_accuracy, draw_expert_load
 from tools.evaluation_targets import TARGETS
 from tools.intervals import paired_interval, wilson_interval
 from tools.nano_checkpoint import PREPROCESSOR
+from tools.question_features import (
+    CONCLUSION,
+    OTHER,
+    RIGHT,
+    band,
+    episode_features,
+    named,
+    question_features,
+    thinking_kind,
+)
 from tools.report_evaluation import NOT_MEASURED
-from tools.scores import compare, difference, share, with_totals
+from tools.scores import Outcome, compare, difference, share, tally, with_totals
 
 ROOT = Path(__file__).parents[1]
 
@@ -218,6 +228,54 @@ def test_every_skill_of_the_worlds_has_an_evaluator_and_by_default_those_trained
     assert list(evaluate.evaluators()) == [*SKILLS, "conversation", *episode.SKILLS]
     trained = [skill for name in TRAINED for skill in skills_of(name) or [name]]
     assert sorted(evaluate.choose_skills(None)) == sorted(trained) and "self.who" in trained
+
+
+# --- what was asked, and how the model thought -----------------------------------------------------------------------
+
+
+def test_features_say_what_was_asked():
+    options = evaluate.parse(["--n", "40", "--parts", "6"])
+    for skill, evaluator in evaluate.evaluators().items():
+        for index in range(4):
+            if evaluator is evaluate.ask_once:
+                sample = evaluate.draw_question(skill, index, options)
+                features = question_features(skill, sample)
+                if skill.startswith(("pictures", "svg")):
+                    assert features["shapes"] == str(len(sample.task.medium.shapes)) == str(1 + index)
+            else:
+                episode = evaluate_episodes.draw(skill, index, options)
+                features = episode_features(episode)
+                if skill == "swarm.orchestrate":
+                    assert features["parts"] == "6" and features["goal"] in ("total", "each", "highest", "lowest")
+                else:
+                    assert features["tools"] == str(len(episode.tools))
+            assert features or skill.startswith(("self", "outside"))
+            assert all(isinstance(text, str) and text for pair in features.items() for text in pair)
+    assert [named(f"What about {thing}?") for thing in ("the Red one", "CIRCLES", "a grey square", "a red square", "it")
+            ] == ["a colour", "a kind", "a kind", "a colour and a kind", "neither"]  # fmt: skip
+    assert [band(value, (2, 5, 9), 16) for value in (2, 4, 5, 8, 9, 16)] == ["2 to 4"] * 2 + ["5 to 8"] * 2 + [
+        "9 to 16"] * 2  # fmt: skip
+
+
+def test_a_wrong_conclusion_is_told_from_a_wrong_list():
+    expected = "left: large red circle, 1\nright: small blue square, 1"
+    for thought, kind in {
+        expected: RIGHT, expected.replace("square, 1", "square, 2"): CONCLUSION, expected.replace("red", "blue"): OTHER,
+        expected.partition("\n")[0]: OTHER, "": OTHER,
+    }.items():  # fmt: skip
+        assert thinking_kind("pictures.count", expected, thought) == kind
+    assert thinking_kind("numbers.add", "ones: 2+2=4, write 4", "ones: 2+2=4, write 5") == OTHER
+
+
+def test_right_answers_are_counted_by_feature_and_the_page_shows_those_that_split(tmp_path):
+    outcomes = [Outcome("q", i % 4 > 0, None, None, {"calls": str(9 + i % 2), "kind": "x"}) for i in range(80)]
+    assert tally(outcomes) == {"calls": {"9": [20, 40], "10": [40, 40]}, "kind": {"x": [60, 80]}}
+    report = make_report({"tools.chain": "0111" * 20, "numbers.add": "1" * 80})
+    report["skills"][0]["right_by"] = tally([*outcomes, Outcome("q", True, None, None, {"calls": "12"})])
+    write(tmp_path / "in/evaluate-thinking.json", report)
+    section = page_of(tmp_path / "in", tmp_path / "out").partition("## Where it goes wrong")[2].partition("\n## ")[0]
+    assert "| tools.chain | calls | 9: 50.0 % of 40; 10: 100.0 % of 40 |" in section
+    assert "kind" not in section.partition("| --- |")[2] and "numbers.add" not in section
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -466,8 +524,8 @@ def test_a_swarm_takes_at_most_half_of_the_critical_steps_of_one_agent_on_the_sa
 
 
 @pytest.mark.parametrize("backend", ["reference", "optimized"])
-def test_a_model_that_knows_no_swarms_fails_their_episodes_on_both_backends(backend, capsys):
-    arguments = ["--skill", "swarm.part", "--n", "2", "--backend", backend, "--json", "--max-new-tokens", "60"]
+def test_an_agent_whose_replies_are_cut_off_fails_on_both_backends(backend, capsys):
+    arguments = ["--skill", "swarm.part", "--n", "2", "--backend", backend, "--json", "--max-new-tokens", "4"]
     assert evaluate.main(arguments) == 0
     [row, *_] = json.loads(capsys.readouterr().out)["skills"]
     assert (row["skill"], row["n"], row["right"]) == ("swarm.part", 2, 0) and row["mean_critical_steps"] >= 1

@@ -4,6 +4,7 @@
 A training that goes on from finished weights counts from 1 to 2.
 """
 
+import math
 import random
 from typing import Any
 
@@ -39,22 +40,22 @@ FINISHING = {
     "tools.none": 0.01, "tools.error": 0.01,
 }  # fmt: skip
 GOES_ON, FULL = 1.0, 0.999  # where a training on finished weights begins; where, behind its beginning, each is hardest
-# What the first training had no time for, beside enough of the rest to keep and better it.
+# Enough of what is known to keep and better it; most goes to what earlier trainings had no time for.
 GOING_ON = {
-    "pictures": 0.2, GALLERY: 0.1, "numbers.add": 0.03, "numbers.subtract": 0.03, "numbers.multiply": 0.05,
-    "numbers.decimals": 0.015, "signs": 0.12, "videos": 0.04, "needles": 0.03, "self": 0.02, "outside": 0.03,
-    "conversation": 0.05,
-    "tools.choose": 0.1, "tools.parallel": 0.05, "tools.chain": 0.06, "tools.counter": 0.015, "tools.picture": 0.03,
-    "tools.crop": 0.01, "tools.none": 0.015, "tools.error": 0.025,
+    "pictures": 0.2, GALLERY: 0.04, "numbers.add": 0.015, "numbers.subtract": 0.015, "numbers.multiply": 0.03,
+    "numbers.decimals": 0.01, "signs": 0.13, "svg": 0.08, "videos": 0.06, "documents": 0.06, "needles": 0.03,
+    "self": 0.015, "outside": 0.02, "conversation": 0.04,
+    "tools.choose": 0.08, "tools.parallel": 0.05, "tools.chain": 0.025, "tools.counter": 0.01, "tools.picture": 0.03,
+    "tools.crop": 0.005, "tools.none": 0.015, "tools.error": 0.02,
+    "swarm.orchestrate": 0.03, "swarm.part": 0.025, "swarm.single": 0.01,
 }  # fmt: skip
+BEGINNING = ("svg", "documents")  # are new to a training that goes on, and begin easily there
 QUANTISED_FROM = 0.46  # quantisation-aware from here on
 # Attention costs the square of the length: one example of 2,400 tokens costs as much as all others of a step. A text
 # and a swarm are therefore rarely long in training.
-NEEDLE_TOKENS, SHORT_NEEDLE_TOKENS = (150, 1200), (60, 400)
+NEEDLE_TOKENS = (80, 1300)  # short ones more often
 NUM_PARTS = (2, 2, 3, 3, 4, 4, 5, 6, 8)
 PARTS_OF_SINGLE = (2, 2, 3, 3, 4, 5)  # one agent alone writes down every call
-# Declarations are most of what a question for a tool costs: few of them, and several questions about them.
-NUM_TOOLS, NUM_EARLIER = (1, 2, 2, 3, 3, 4, 5, 6), {0: 0.3, 1: 0.3, 2: 0.25, 3: 0.15}
 
 
 def learning_rate(step: int, progress: float) -> float:
@@ -76,7 +77,7 @@ def draw_example(seed: int, index: int, progress: float, split: str = "train") -
     if world.startswith(("tools.", "swarm.")):
         return draw_episode(world, seed, index, split, **difficulty(world, canvas, shapes))
     thinking = True if progress < SEE_UNTIL else None  # None mixes both modes
-    num_tokens = rng.randint(*(SHORT_NEEDLE_TOKENS if progress >= GOES_ON else NEEDLE_TOKENS))
+    num_tokens = round(math.exp(rng.uniform(*map(math.log, NEEDLE_TOKENS))))
     return draw(
         world, seed, index, split, thinking=thinking, canvas=canvas, num_shapes=shapes, num_tokens=num_tokens
     )
@@ -96,8 +97,6 @@ def mixture(progress: float) -> dict[str, float]:
 
 def difficulty(skill: str, canvas: str, shapes: range) -> dict[str, Any]:
     """How hard an episode is. Those that are not named are short enough to be drawn in full."""
-    if skill == "tools.choose":
-        return {"num_tools": NUM_TOOLS, "num_earlier": NUM_EARLIER}
     if skill in ("tools.picture", "tools.crop"):
         return {"canvas": canvas, "num_shapes": shapes}
     if skill == "swarm.orchestrate":
@@ -111,7 +110,7 @@ def most_shapes(progress: float) -> int:
 
 def canvas_mixture(world: str, progress: float) -> dict[str, float]:
     """Backgrounds of any colour hide the shapes at first, and large pictures cost most."""
-    if progress >= GOES_ON and world in ("signs", "videos"):  # which the first training did not learn
+    if progress >= GOES_ON and world in BEGINNING:
         through = progress - GOES_ON
         return {"plain": max(0.1, 1 - 4 * through), "small": 0.4, "medium": through, "full": through * through}
     if progress < SEE_UNTIL:

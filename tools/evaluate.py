@@ -235,7 +235,7 @@ def ask_once(
             )
             for index, result in zip(indices, results, strict=True):
                 reply = read_reply(result.ids, processor.tokenizer, samples[index].thinking)
-                outcomes[index] = judge(index, samples[index], reply, result.finish_reason)
+                outcomes[index] = judge(skill, index, samples[index], reply, result.finish_reason)
             advance(len(indices), sum(outcomes[index].right for index in indices))
     return [outcomes[index] for index in range(options.n)]
 
@@ -260,14 +260,19 @@ def batches(lengths: dict[int, int], max_rows: int, max_tokens: int) -> Iterator
     yield batch
 
 
-def judge(index: int, sample: "Sample", reply: "Reply", finish_reason: str) -> Outcome:
+def judge(skill: str, index: int, sample: "Sample", reply: "Reply", finish_reason: str) -> Outcome:
     """An answer that was cut off counts as wrong."""
+    from .question_features import question_features, thinking_kind
     from .worlds.self_knowledge import judge_outside
 
     right = finish_reason == "stop" and sample.check(reply.content)
     refused = None if sample.skill.partition(".")[0] in MAY_REFUSE else judge_outside(reply.content, None)
     question = json.dumps([sample.task.question, sample.content, sample.content_key])
-    return Outcome(question, right, refused, None if right else failure(index, sample, reply, finish_reason))
+    features = question_features(skill, sample)
+    if sample.thinking:
+        features["thinking"] = thinking_kind(sample.skill, sample.reasoning_content, reply.reasoning_content)
+    wrong = None if right else failure(index, sample, reply, finish_reason)
+    return Outcome(question, right, refused, wrong, features)
 
 
 def failure(index: int, sample: "Sample", reply: "Reply", finish_reason: str) -> dict[str, Any]:

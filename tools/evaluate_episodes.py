@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .evaluate import Examinee
     from .worlds.demonstration import Environment, Episode
 
+NUM_CALLS = 20  # of a failure, the first ones, to be read by a person
 SPARE_STEPS = 20  # beyond twice the calls that an ideal agent makes: it may err and try again, but not for ever
 # What makes the episodes of a skill longer, and the option that sets it.
 LENGTHS = {
@@ -77,16 +78,23 @@ def agent_for(
 
 def judge(index: int, episode: "Episode", environment: "Environment", result: "Result") -> Outcome:
     """Right is an answer that came by itself and that the environment's judge accepts."""
+    from .question_features import episode_features, thinking_kind
+
     right = result.finish_reason == "stop" and episode.judge(result.answer, environment)
     question = episode.messages[-1]["content"]
     asked = question if isinstance(question, str) else next(part["text"] for part in question if "text" in part)
+    replies = [message for message in result.messages[len(episode.messages) :] if message["role"] == "assistant"]
+    calls = [call["function"] for reply in replies for call in reply.get("tool_calls") or []]
+    first, wanted = replies[0] if replies else {}, episode.demonstration[0].reasoning_content
+    thinking = thinking_kind(episode.skill, wanted, first.get("reasoning_content") or "")
     failure = {
         "index": index, "skill": episode.skill, "question": asked, "content_key": episode.key,
         "expected": episode.demonstration[-1].content, "answer": result.answer,
-        "expected_reasoning": episode.demonstration[0].reasoning_content,
-        "calls": [f"{name}({json.dumps(arguments, ensure_ascii=False)})" for name, arguments in environment.calls[:20]],
+        "expected_reasoning": wanted,
+        "calls": [f"{call['name']}({call['arguments']})" for call in calls[:NUM_CALLS]],
         "finish_reason": result.finish_reason,
     }  # fmt: skip
     return Outcome(
-        json.dumps([asked, episode.key]), right, None, None if right else failure, critical_steps=result.critical_steps
-    )
+        json.dumps([asked, episode.key]), right, None, None if right else failure,
+        episode_features(episode) | {"first thought": thinking}, result.critical_steps,
+    )  # fmt: skip

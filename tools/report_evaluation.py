@@ -18,7 +18,6 @@ from .evaluation_figures import draw_accuracy, draw_expert_load
 from .evaluation_targets import (
     GREEDY_INT4,
     MODES,
-    PICTURES,
     SAMPLED,
     TARGETS,
     THINKING,
@@ -41,7 +40,7 @@ EXAMPLES = """examples:
 
 NOT_MEASURED = "not measured yet"
 ACCURACY_FIGURE, LOAD_FIGURE = "evaluation.svg", "expert-load.svg"
-NUM_SHAPES = 4  # question i is about a picture with 1 + i % 4 shapes
+NEARLY_ALWAYS, FEWEST = 0.97, 20  # skills below the one are split, where there are as many questions as the other
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->\n"  # around a table that is made here
 
 
@@ -121,7 +120,7 @@ def read_load(path: Path) -> dict[str, Any]:
 
 def make_page(reports: Reports) -> str:
     parts = [
-        intro(), targets_table(reports), skills_section(reports), shapes_section(reports),
+        intro(), targets_table(reports), skills_section(reports), features_section(reports),
         *(paired_section(reports, *section) for section in PAIRED_SECTIONS),
         load_section(reports), failures_section(reports), runs_section(reports),
     ]  # fmt: skip
@@ -194,18 +193,24 @@ def skills_table(reports: Reports) -> str:
 TABLES = {"README.md": short_targets_table, "reference/nano/README.md": skills_table}  # by page
 
 
-def shapes_section(reports: Reports) -> str:
-    """The same rows, split by the number of shapes in the picture."""
-    best = reports.best(mode="thinking", **GREEDY_INT4)
-    kinds = {"whole picture described": ("pictures.describe",), "all other questions": PICTURES}
-    lines = ["## By the number of shapes in the picture", "", "Thinking, greedy; from the same runs.", "",
-             "| question | one | two | three | four |", "| --- | --- | --- | --- | --- |"]  # fmt: skip
-    for title, skills in kinds.items():
-        texts = [best[skill].row["outcomes"] for skill in skills if skill in best]
-        parts = ["".join(text[start::NUM_SHAPES] for text in texts) for start in range(NUM_SHAPES)]
-        cells = [percent(part.count("1") / len(part)) if part else NOT_MEASURED for part in parts]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+def features_section(reports: Reports) -> str:
+    """Skills that are often wrong, split by what was asked and by how the model thought."""
+    how = (f"Thinking, greedy: every skill below {percent(NEARLY_ALWAYS)}, its right answers split by what was asked, "
+           f"where {FEWEST} questions or more are of a kind. The last split is by the model's own thinking: as the "
+           "world would write it, of the right things with a wrong conclusion, or other.")  # fmt: skip
+    lines = ["## Where it goes wrong", "", how, "", "| skill | split by | right |", "| --- | --- | --- |"]
+    for skill, found in reports.best(mode="thinking", **GREEDY_INT4).items():
+        if found.row["accuracy"] < NEARLY_ALWAYS:
+            lines += [f"| {skill} | {name} | {cells} |" for name, cells in split(found.row.get("right_by", {}))]
     return "\n".join(lines)
+
+
+def split(right_by: dict[str, dict[str, list[int]]]) -> Iterable[tuple[str, str]]:
+    """Each feature that tells some of the questions from others."""
+    for name, counts in right_by.items():
+        cells = [f"{value}: {percent(right / n)} of {n:,}" for value, (right, n) in counts.items() if n >= FEWEST]
+        if len(cells) > 1:
+            yield name, "; ".join(cells)
 
 
 PAIRED_SECTIONS = (

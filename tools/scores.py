@@ -5,6 +5,7 @@ the same questions can be compared question by question: thinking and instant, t
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +30,15 @@ class Outcome:
     """What became of one question.
 
     `question` is all that makes it this question and no other, as text. `refused`: the model said that it cannot do
-    this; None where saying so may be right. `failure` is a wrong answer with everything around it. `critical_steps`
-    are those of an agent's run.
+    this; None where saying so may be right. `failure` is a wrong answer with everything around it. `features` are those
+    of the question, and of the thinking (tools/question_features.py). `critical_steps` are those of an agent's run.
     """
 
     question: str
     right: bool
     refused: bool | None
     failure: dict[str, Any] | None
+    features: dict[str, str]
     critical_steps: int | None = None
 
 
@@ -66,8 +68,25 @@ class Score:
             "seconds": round(self.seconds, 1),
             "questions_sha256": hashlib.sha256(questions.encode()).hexdigest(),
             "outcomes": "".join(str(int(outcome.right)) for outcome in self.outcomes),
+            "right_by": tally(self.outcomes),
             "failures": failures[:NUM_FAILURES],
         }
+
+
+def tally(outcomes: Sequence[Outcome]) -> dict[str, dict[str, list[int]]]:
+    """For each feature and each of its values: how many right answers to how many questions."""
+    counts: dict[str, dict[str, list[int]]] = {}
+    for outcome in outcomes:
+        for name, value in outcome.features.items():
+            count = counts.setdefault(name, {}).setdefault(value, [0, 0])
+            count[0] += outcome.right
+            count[1] += 1
+    return {name: {value: values[value] for value in sorted(values, key=natural)} for name, values in counts.items()}
+
+
+def natural(text: str) -> list[str | int]:
+    """A key to sort by: numbers in a text in the order of their size."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
 
 
 def share(skill: str, right: int, n: int) -> dict[str, Any]:

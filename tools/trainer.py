@@ -50,6 +50,7 @@ WEIGHT_DECAY = 0.05
 EXAMPLES_PER_STEP = 64
 MICRO_BATCH_TOKENS = 1024
 BIAS_STEP = 2e-3  # how far a step moves the bias of an expert that is used too much or too little
+CLIP_EVERY_STEPS = 8  # to look for the largest logits costs a tenth of a step, and they grow slowly
 SAVE_EVERY_S, CHECK_EVERY_STEPS, CHECK_EXAMPLES = 180, 100, 128
 PROGRESS = ("seed", "step", "num_examples", "elapsed_s", "begins_at", "curve")
 
@@ -75,7 +76,7 @@ class Trainer:
         self.routers = [module for module in self.model.modules() if isinstance(module, Router)]
         self.attentions = [module for module in self.model.modules() if isinstance(module, MultiHeadLatentAttention)]
         self.step, self.num_examples, self.elapsed_s, self.curve = 0, 0, 0.0, []
-        self.largest_logit = 0.0  # of any head in the newest step
+        self.largest_logit = 0.0  # of any head in the newest step in which it was looked for
         self.begins_at = 0.0 if init is None else GOES_ON
 
     def restore(self) -> None:
@@ -149,7 +150,8 @@ class Trainer:
             loss = (losses * batch.weights[wanted]).sum() / total
             return float(loss.detach()), torch.autograd.grad(loss, self.params, allow_unused=True)
 
-        with observing(lambda name, tensor: logits_seen(name, counter(name, tensor))):
+        clips = self.step % CLIP_EVERY_STEPS == 0
+        with observing((lambda name, tensor: logits_seen(name, counter(name, tensor))) if clips else counter):
             results = list(self.threads.map(gradients, batches))
         loss_sum = sum(loss for loss, _ in results)
         for param, *parts in zip(self.params, *(parts for _, parts in results), strict=True):
@@ -161,10 +163,11 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.balance(counter.total(), rate / LEARNING_RATE)
-        largest = logits_seen.total()  # {layer: (H)}
-        for attention in self.attentions:
-            clip(attention, largest[attention.layer_index])
-        self.largest_logit = max(float(logits.max()) for logits in largest.values())
+        if clips:
+            largest = logits_seen.total()  # {layer: (H)}
+            for attention in self.attentions:
+                clip(attention, largest[attention.layer_index])
+            self.largest_logit = max(float(logits.max()) for logits in largest.values())
         self.step += 1
         return loss_sum
 

@@ -291,7 +291,7 @@ def ask_describe(rng: random.Random, scene: Scene) -> tuple:
 
 
 def ask_count(rng: random.Random, scene: Scene) -> tuple:
-    colour, kind = draw_target(rng, scene, {"kind": 5, "colour": 2, "colour kind": 1, "all": 2})
+    colour, kind = draw_target(rng, scene, {"kind": 4, "colour": 4, "colour kind": 2, "all": 2})
     found, name = matching(scene, colour, kind), name_target(colour, kind)
     answer = f"There {'is' if len(found) == 1 else 'are'} {len(found)} {name}{'' if len(found) == 1 else 's'}."
     return weighted(rng, COUNT).format(x=name), search(scene, found, len), answer, len(found)
@@ -307,7 +307,7 @@ def ask_colour(rng: random.Random, scene: Scene) -> tuple | None:
 
 def ask_shape(rng: random.Random, scene: Scene) -> tuple | None:
     shape = rng.choice(scene.shapes)
-    if rng.random() < 0.25:
+    if rng.random() < 0.4:
         if len(matching(scene, shape.colour, None)) != 1:
             return None
         question = weighted(rng, SHAPE_OF).format(c=shape.colour)
@@ -349,7 +349,7 @@ def draw_side(rng: random.Random, scene: Scene, shape: Shape) -> str | None:
 
 
 def ask_exists(rng: random.Random, scene: Scene) -> tuple:
-    colour, kind = draw_target(rng, scene, {"colour kind": 6, "kind": 2, "colour": 1})
+    colour, kind = draw_target(rng, scene, {"colour kind": 5, "kind": 2, "colour": 3})
     if rng.random() < 0.3:  # both parts are there, but not together: where guessing from parts goes wrong
         colour, kind = rng.choice(scene.shapes).colour, rng.choice(scene.shapes).kind
     found, name = matching(scene, colour, kind), name_target(colour, kind)
@@ -361,7 +361,7 @@ def ask_exists(rng: random.Random, scene: Scene) -> tuple:
 
 def ask_place_of(rng: random.Random, scene: Scene) -> tuple | None:
     shape = rng.choice(scene.shapes)
-    colour, kind = weighted(rng, {(shape.colour, shape.kind): 3, (None, shape.kind): 1.5, (shape.colour, None): 1})
+    colour, kind = weighted(rng, {(shape.colour, shape.kind): 3, (None, shape.kind): 1.5, (shape.colour, None): 2.5})
     if len(matching(scene, colour, kind)) != 1:
         return None
     question, name = weighted(rng, PLACE_OF), name_target(colour, kind)

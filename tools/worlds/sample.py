@@ -31,7 +31,7 @@ WORLDS: dict[str, Callable[[random.Random, str, Level], Task]] = {
     "self": lambda rng, skill, level: self_knowledge.draw_self(rng, skill),
     "outside": lambda rng, skill, level: self_knowledge.draw_outside(rng, skill),
 }
-THINKING_SHARE = dict.fromkeys(WORLDS, 0.5) | {"numbers": 0.8, "pictures": 0.65}
+THINKING_SHARE = dict.fromkeys(WORLDS, 0.8) | {"self": 0.5, "outside": 0.5}
 SYSTEMS = (
     "You are a helpful assistant.", "You are Kimi, an AI assistant created by Moonshot AI.", "Answer briefly.",
     "You are a friendly tutor.", "Be concise.", "Answer in English.",

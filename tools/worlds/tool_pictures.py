@@ -9,8 +9,8 @@ from . import pictures, signs
 from .demonstration import Environment, Episode, Turn, look_up
 from .pictures import PLACES, Scene, Shape, boxes_touch, draw_scene, first, matching, phrase, search
 from .task import is_of_split, weighted
-from .tool_requests import OK, STYLES, draw_tools, report
-from .tool_schema import declare
+from .tool_requests import OK, STYLES, draw_tools, look_through, report
+from .tool_schema import declare, name_of
 from .tool_words import (
     ATTRIBUTES,
     DEVICES,
@@ -67,11 +67,12 @@ def draw_picture_call(rng: random.Random, split: str, canvas: str = "full", num_
     others = [other.declaration for other in draw_tools(rng, split, rng.choice(num_tools) - 1)
               if other.name != call[0] and other.noun not in call[0]]  # fmt: skip
     tools = rng.sample([tool, *others], 1 + len(others))
+    plan = f"{seen}.\n{look_through([name_of(tool) for tool in tools], call[0])}"
     otherwise = rng.choice(NOT_FOUND)
     question = pictures.american(rng, vary_words(rng, question))
     return Episode(
         "tools.picture", show(rng, medium.paint(), question), tools, medium.key,
-        (Turn(f"{seen}: {call[0]}.", "", (call,)), Turn(content, content)),
+        (Turn(plan, "", (call,)), Turn(content, content)),
         lambda: Environment(tools, look_up([(call, result)], otherwise)),
         lambda answer, environment: environment.made([call]) and says_only(
             answer, [(value, words)], map(str, arguments.values()) if form == "sign" else ()),

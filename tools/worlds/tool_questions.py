@@ -10,7 +10,7 @@ from .arithmetic import draw_numbers
 from .demonstration import Environment, Episode, Turn, look_up, play
 from .self_knowledge import draw_outside, draw_self
 from .task import is_of_split, join_words, weighted
-from .tool_requests import STYLES, Request, Tool, draw_getter, draw_request, draw_tools
+from .tool_requests import STYLES, Request, Tool, draw_getter, draw_request, draw_tools, look_through
 from .tool_words import NOT_FOUND, draw_items, draw_until, names, says_only, spell_out, vary_words
 
 SYSTEM_SHARE = 0.1
@@ -35,7 +35,7 @@ def sentence(text: str) -> str:
 
 
 def make_episode(rng: random.Random, skill: str, question: str, tools: Sequence[Tool], requests: Sequence[Request],
-                 plan: str, learnt: str, content: str, history: Sequence[dict[str, Any]] = ()
+                 learnt: str, content: str, history: Sequence[dict[str, Any]] = ()
                  ) -> Episode:  # fmt: skip
     """An episode with all its calls in one turn and an answer that tells every result."""
     declarations = [tool.declaration for tool in tools]
@@ -48,20 +48,24 @@ def make_episode(rng: random.Random, skill: str, question: str, tools: Sequence[
     key = f"{skill}:{calls}{[request.result for request in requests]}"
     return Episode(
         skill, [*history, *open_conversation(rng, vary_words(rng, question), not history)], declarations, key,
-        (Turn(plan, "", tuple(calls)), Turn(learnt, content)),
+        (Turn(think(tools, requests), "", tuple(calls)), Turn(learnt, content)),
         lambda: Environment(declarations, look_up(results, otherwise)),
         lambda answer, environment: environment.made(calls) and says_only(answer, expected, allowed),
         [request.value for request in requests],
     )  # fmt: skip
 
 
-def draw_choose(
-    rng: random.Random, split: str, num_tools: Sequence[int] = (2, 3, 4, 5, 6), num_earlier: dict[int, float] = EARLIER
-) -> Episode:
+def think(tools: Sequence[Tool], requests: Sequence[Request]) -> str:
+    """What is needed, and which tool gives it, for one request after the other."""
+    declared = [tool.name for tool in tools]
+    return "\n".join(f"{request.plan}.\n{look_through(declared, request.tool.name)}" for request in requests)
+
+
+def draw_choose(rng: random.Random, split: str, num_tools: Sequence[int] = (2, 3, 4, 5, 6)) -> Episode:
     """Several tools, one of which answers the question; now and then after earlier questions to some of them."""
     tools = draw_tools(rng, split, rng.choice(num_tools))
     history: list[dict[str, Any]] = []
-    for _ in range(weighted(rng, num_earlier)):
+    for _ in range(weighted(rng, EARLIER)):
         # A lamp that is on or off can be asked so few things that perhaps none is of this split: then none went before.
         asked = (ask_one(rng, split, tools, history) for _ in range(100))
         earlier = next((past for past in asked if is_of_split(past.key, split)), None)
@@ -72,8 +76,8 @@ def draw_choose(
 def ask_one(rng: random.Random, split: str, tools: Sequence[Tool], history: Sequence[dict[str, Any]] = ()) -> Episode:
     """One question to one of these tools."""
     request = draw_request(rng, split, rng.choice(tools))
-    plan, fact = f"{request.plan}: {request.tool.name}.", sentence(request.fact)
-    return make_episode(rng, "tools.choose", request.question, tools, [request], plan, fact, fact, history)
+    fact = sentence(request.fact)
+    return make_episode(rng, "tools.choose", request.question, tools, [request], fact, fact, history)
 
 
 def draw_parallel(rng: random.Random, split: str, num_parts: Sequence[int] = (2, 3, 4),
@@ -95,9 +99,8 @@ def draw_parallel(rng: random.Random, split: str, num_parts: Sequence[int] = (2,
         question = ask_for(rng, lead + join_words([phrase.removeprefix(lead) for phrase in phrases]))
     else:
         question = ask_for(rng, join_words(phrases))
-    plan = "\n".join(f"{request.plan}: {request.tool.name}." for request in requests)
     facts = [request.fact for request in requests]
-    return make_episode(rng, "tools.parallel", question, tools, requests, plan, "All results are there.",
+    return make_episode(rng, "tools.parallel", question, tools, requests, "All results are there.",
                         sentence(join_words(facts)))  # fmt: skip
 
 
@@ -153,7 +156,8 @@ def draw_error(rng: random.Random, split: str, num_tools: Sequence[int] = (1, 2,
             break
     missing, known = requests[0], requests[1:]
     order = rng.sample(requests, len(requests))
-    tools = [each.declaration for each in draw_tools(rng, split, rng.choice(num_tools), [tool])]
+    tools = draw_tools(rng, split, rng.choice(num_tools), [tool])
+    declarations = [each.declaration for each in tools]
     phrases = [request.phrase for request in order]
     question = vary_words(rng, ask_for(rng, join_words(phrases)) if known else missing.question)
     calls = [request.call for request in order]
@@ -163,7 +167,6 @@ def draw_error(rng: random.Random, split: str, num_tools: Sequence[int] = (1, 2,
     facts = [f"I could not find {thing}" if request is missing else request.fact for request in order]
     content = f"I could not find {thing}: {tool.name} says that there is none." if not known else ". ".join(
         sentence(fact).rstrip(".") for fact in facts) + "."  # fmt: skip
-    plan = "\n".join(f"{request.plan}: {request.tool.name}." for request in order)
     learnt = f"The tool did not find {items[0].phrase}. I say so."
     allowed = [str(value) for request in order for value in request.arguments.values()]
 
@@ -174,10 +177,10 @@ def draw_error(rng: random.Random, split: str, num_tools: Sequence[int] = (1, 2,
             environment.made(calls) and rest is not None and not tells_a_value(rest, allowed))  # fmt: skip
 
     return Episode(
-        "tools.error", open_conversation(rng, question), tools,
+        "tools.error", open_conversation(rng, question), declarations,
         f"tools.error:{calls}{[request.result for request in known]}",
-        (Turn(plan, "", tuple(calls)), Turn(learnt, content)),
-        lambda: Environment(tools, look_up(results, otherwise)), judge, [request.value for request in known],
+        (Turn(think(tools, order), "", tuple(calls)), Turn(learnt, content)),
+        lambda: Environment(declarations, look_up(results, otherwise)), judge, [request.value for request in known],
     )  # fmt: skip
 
 

@@ -108,6 +108,16 @@ def draw_tools(rng: random.Random, split: str, count: int, first: Sequence[Tool]
     return rng.sample(tools, len(tools))
 
 
+def look_through(names: Sequence[str], wanted: str) -> str:
+    """The thought that finds a tool: one name after the other, in the order in which they are declared.
+
+    To write the right name at once, it has to be found by its noun and then read from its verb, which stands before:
+    a small model names the noun rightly and takes the verb of another tool.
+    """
+    passed = names[: names.index(wanted)]
+    return "\n".join([*(f"{name}: no" for name in passed), f"{wanted}: yes"])
+
+
 def draw_getter(rng: random.Random, split: str, with_extras: bool = True) -> Tool:
     """`get_price(item)`, perhaps with one or two parameters more."""
     name = draw_name(rng, GET_VERBS, [attribute.noun for attribute in ATTRIBUTES], split)
