@@ -217,6 +217,17 @@ def test_earlier_questions_are_as_many_as_drawn_or_as_the_tools_have_for_this_sp
         assert all(map(judged, drawn))
 
 
+@pytest.mark.parametrize("skill", ["tools.choose", "tools.parallel", "tools.error", "tools.picture"])
+def test_the_thought_goes_through_the_tools_in_their_order_up_to_each_one_that_is_called(skill):
+    for episode in episodes(skill, 60):
+        declared = [name_of(tool) for tool in episode.tools]
+        verdicts = re.findall(r"^(\w+): (yes|no)$", episode.demonstration[0].reasoning_content, re.MULTILINE)
+        expected = []
+        for name, _ in episode.demonstration[0].tool_calls:
+            expected += [(other, "no") for other in declared[: declared.index(name)]] + [(name, "yes")]
+        assert verdicts == expected
+
+
 def test_arguments_stand_in_the_order_of_the_declaration(processor):
     for episode in episodes("tools.choose", 60):
         [(name, arguments)] = demonstrated_calls(episode)
