@@ -50,7 +50,7 @@ WEIGHT_DECAY = 0.05
 EXAMPLES_PER_STEP = 64
 MICRO_BATCH_TOKENS = 1024
 BIAS_STEP = 2e-3  # how far a step moves the bias of an expert that is used too much or too little
-CLIP_EVERY_STEPS = 8  # to look for the largest logits costs a tenth of a step, and they grow slowly
+CLIP_EVERY_STEPS = 8  # to look for the largest logits costs 15 % of a step, and they grow slowly
 SAVE_EVERY_S, CHECK_EVERY_STEPS, CHECK_EXAMPLES = 180, 100, 128
 PROGRESS = ("seed", "step", "num_examples", "elapsed_s", "begins_at", "curve")
 
