@@ -205,7 +205,7 @@ def test_questions_about_one_shape_have_one_answer():
 
 CONCLUSIONS = {  # what the last line of the thinking ends with, from the truth of the answer
     "pictures.count": str, "pictures.colour": str, "pictures.shape": str, "pictures.at": " ".join,
-    "pictures.exists": {True: "yes", False: "no"}.get, "pictures.place_of": str,
+    "pictures.exists": {True: "found", False: "none"}.get, "pictures.place_of": str,
 }  # fmt: skip
 
 
@@ -213,21 +213,36 @@ CONCLUSIONS = {  # what the last line of the thinking ends with, from the truth 
 def test_thinking_states_what_follows_so_far_behind_every_shape(skill):
     for index in range(200):
         sample = draw(skill, 4, index, thinking=True)
-        lines = [line.rpartition(", ") for line in sample.reasoning_content.splitlines()]
-        seen, conclusions = [shape for shape, _, _ in lines], [conclusion for _, _, conclusion in lines]
+        lines = [line.split(", ") for line in sample.reasoning_content.splitlines()]
+        seen, conclusions = [line[0] for line in lines], [line[-1] for line in lines]
         assert "; ".join(seen) == pictures.listing(sample.task.medium)
         assert conclusions[-1].endswith(CONCLUSIONS[skill](sample.task.truth)), sample
         if skill == "pictures.count":
             counted = re.search(r"\d+ (.*?)s?\.", sample.content)[1].removesuffix("shape").strip()
             assert conclusions == [str(sum(counted in shape for shape in seen[: i + 1])) for i in range(len(seen))]
         else:  # nothing until the shape that decides, and then always the same
-            found = [conclusion for conclusion in conclusions if conclusion not in ("none", "no")]
+            found = [conclusion for conclusion in conclusions if conclusion != "none"]
             first = len(conclusions) - len(found)
             assert conclusions[first:] == found and len(set(found)) <= 1
             assert found or sample.task.truth is False
             if found:
                 asked = re.search(r"an? (.*?)(?: shape)?\.", sample.content)
                 assert (asked[1] if skill == "pictures.exists" else found[0]) in seen[first], sample
+
+
+@pytest.mark.parametrize("skill", CONCLUSIONS)
+def test_thinking_compares_each_shape_with_all_that_the_question_names(skill):
+    for index in range(200):
+        sample = draw(skill, 5, index, thinking=True)
+        question = sample.task.question.lower().replace("color", "colour")
+        asked = [word for names in (pictures.COLOURS, pictures.KINDS) for word in names if word in question]
+        for line in sample.reasoning_content.splitlines():
+            shape, *verdicts, _ = line.split(", ")
+            differ = [word for word in asked if word not in shape]
+            assert all(verdict.split()[0] in shape for verdict in verdicts), line
+            assert [verdict.split()[1] for verdict in verdicts] == (
+                ["yes"] * asked.index(differ[0]) + ["no"] if differ else ["yes"] * len(asked)
+            ), (question, line)
 
 
 def test_media_stand_before_after_and_between_text():
@@ -437,7 +452,7 @@ def test_the_shipped_vocabulary_is_what_its_program_makes_but_for_words_that_cha
     assert vocabulary.main(["--out", str(tmp_path)]) == 0
     made, shipped = (Tokenizer.from_directory(folder) for folder in (tmp_path, SHIPPED_MODEL))
     merges = [{tokenizer.token_bytes(rank) for rank in range(256, 1024)} for tokenizer in (made, shipped)]
-    assert len(merges[0] & merges[1]) > 0.95 * 768
+    assert len(merges[0] & merges[1]) > 0.9 * 768
     assert made.control_ids == shipped.control_ids
 
 

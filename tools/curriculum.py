@@ -42,18 +42,20 @@ FINISHING = {
 GOES_ON, FULL = 1.0, 0.999  # where a training on finished weights begins; where, behind its beginning, each is hardest
 # Enough of what is known to keep and better it; most goes to what earlier trainings had no time for.
 GOING_ON = {
-    "pictures": 0.2, GALLERY: 0.04, "numbers.add": 0.015, "numbers.subtract": 0.015, "numbers.multiply": 0.03,
-    "numbers.decimals": 0.01, "signs": 0.13, "svg": 0.08, "videos": 0.06, "documents": 0.06, "needles": 0.03,
-    "self": 0.015, "outside": 0.02, "conversation": 0.04,
-    "tools.choose": 0.08, "tools.parallel": 0.05, "tools.chain": 0.025, "tools.counter": 0.01, "tools.picture": 0.03,
-    "tools.crop": 0.005, "tools.none": 0.015, "tools.error": 0.02,
-    "swarm.orchestrate": 0.03, "swarm.part": 0.025, "swarm.single": 0.01,
+    "pictures": 0.21, GALLERY: 0.03, "numbers.add": 0.02, "numbers.subtract": 0.04, "numbers.multiply": 0.045,
+    "numbers.decimals": 0.015, "signs": 0.12, "svg": 0.025, "videos": 0.07, "documents": 0.05, "needles": 0.025,
+    "self": 0.01, "outside": 0.015, "conversation": 0.035,
+    "tools.choose": 0.09, "tools.parallel": 0.06, "tools.chain": 0.02, "tools.counter": 0.01, "tools.picture": 0.03,
+    "tools.crop": 0.005, "tools.none": 0.01, "tools.error": 0.01,
+    "swarm.orchestrate": 0.03, "swarm.part": 0.02, "swarm.single": 0.005,
 }  # fmt: skip
-BEGINNING = ("svg", "documents")  # are new to a training that goes on, and begin easily there
+HARD = ("signs", "documents")  # go on mostly as large and with texts as long as they get
+BEGINNING = ("svg",)  # is not learnt by then, and begins easily in a training that goes on
 QUANTISED_FROM = 0.46  # quantisation-aware from here on
 # Attention costs the square of the length: one example of 2,400 tokens costs as much as all others of a step. A text
 # and a swarm are therefore rarely long in training.
 NEEDLE_TOKENS = (80, 1300)  # short ones more often
+NUM_CALLS = (*range(3, 13), 20, 30, 45, 60)  # of a counter
 NUM_PARTS = (2, 2, 3, 3, 4, 4, 5, 6, 8)
 PARTS_OF_SINGLE = (2, 2, 3, 3, 4, 5)  # one agent alone writes down every call
 
@@ -99,6 +101,8 @@ def difficulty(skill: str, canvas: str, shapes: range) -> dict[str, Any]:
     """How hard an episode is. Those that are not named are short enough to be drawn in full."""
     if skill in ("tools.picture", "tools.crop"):
         return {"canvas": canvas, "num_shapes": shapes}
+    if skill == "tools.counter":
+        return {"num_calls": NUM_CALLS}
     if skill == "swarm.orchestrate":
         return {"num_parts": NUM_PARTS}
     return {"num_parts": PARTS_OF_SINGLE} if skill == "swarm.single" else {}
@@ -113,6 +117,8 @@ def canvas_mixture(world: str, progress: float) -> dict[str, float]:
     if progress >= GOES_ON and world in BEGINNING:
         through = progress - GOES_ON
         return {"plain": max(0.1, 1 - 4 * through), "small": 0.4, "medium": through, "full": through * through}
+    if progress >= GOES_ON and world in HARD:
+        return {"small": 0.1, "medium": 0.3, "full": 0.6}
     if progress < SEE_UNTIL:
         return {"plain": 1}
     if progress < 0.4:

@@ -253,17 +253,33 @@ def matching(scene: Scene, colour: str | None, kind: str | None) -> list[Shape]:
     return [shape for shape in scene.shapes if colour in (None, shape.colour) and kind in (None, shape.kind)]
 
 
-def search(scene: Scene, found: Sequence[Shape], conclude: Callable[[Sequence[Shape]], Any]) -> str:
+def search(
+    scene: Scene, found: Sequence[Shape], conclude: Callable[[Sequence[Shape]], Any], colour: str | None = None,
+    kind: str | None = None,
+) -> str:  # fmt: skip
     """One shape after the other, each with what follows so far: conclude(those `found` up to it).
 
     To list all and conclude at the end would be one line less, but then the shape has to be looked up again by its last
-    word to tell an earlier one: a small model reads its own list wrongly more often than the picture.
+    word to tell an earlier one: a small model reads its own list wrongly more often than the picture. For the same
+    reason a `colour` and `kind` that are asked for are compared before anything is concluded from them.
     """
     lines, so_far = [], []
     for shape in scene.shapes:
         so_far += [shape] if shape in found else []
-        lines.append(f"{shape.place}: {shape.words}, {conclude(so_far)}")
+        verdicts = compare(shape, colour, kind)
+        lines.append(", ".join([f"{shape.place}: {shape.words}", *verdicts, str(conclude(so_far))]))
     return "\n".join(lines)
+
+
+def compare(shape: Shape, colour: str | None, kind: str | None) -> list[str]:
+    """What is seen against what is asked for, colour first, up to the first difference: `red yes`, `circle no`."""
+    verdicts = []
+    for asked, seen in ((colour, shape.colour), (kind, shape.kind)):
+        if asked:
+            verdicts.append(f"{seen} {'yes' if seen == asked else 'no'}")
+            if seen != asked:
+                break
+    return verdicts
 
 
 def first(attribute: str) -> Callable[[Sequence[Shape]], str]:
@@ -294,29 +310,31 @@ def ask_count(rng: random.Random, scene: Scene) -> tuple:
     colour, kind = draw_target(rng, scene, {"kind": 4, "colour": 4, "colour kind": 2, "all": 2})
     found, name = matching(scene, colour, kind), name_target(colour, kind)
     answer = f"There {'is' if len(found) == 1 else 'are'} {len(found)} {name}{'' if len(found) == 1 else 's'}."
-    return weighted(rng, COUNT).format(x=name), search(scene, found, len), answer, len(found)
+    return weighted(rng, COUNT).format(x=name), search(scene, found, len, colour, kind), answer, len(found)
 
 
 def ask_colour(rng: random.Random, scene: Scene) -> tuple | None:
     shape = rng.choice(scene.shapes)
     if len(matching(scene, None, shape.kind)) != 1:
         return None
-    question, reasoning = weighted(rng, COLOUR).format(x=shape.kind), search(scene, [shape], first("colour"))
+    question = weighted(rng, COLOUR).format(x=shape.kind)
+    reasoning = search(scene, [shape], first("colour"), kind=shape.kind)
     return question, reasoning, f"The {shape.kind} is {shape.colour}.", shape.colour
 
 
 def ask_shape(rng: random.Random, scene: Scene) -> tuple | None:
-    shape = rng.choice(scene.shapes)
+    shape, colour = rng.choice(scene.shapes), None
     if rng.random() < 0.4:
         if len(matching(scene, shape.colour, None)) != 1:
             return None
+        colour = shape.colour
         question = weighted(rng, SHAPE_OF).format(c=shape.colour)
     else:
         place = draw_side(rng, scene, shape)
         if place is None:
             return None
         question = weighted(rng, SHAPE_AT).format(p=place)
-    return question, search(scene, [shape], first("kind")), f"It is a {shape.kind}.", shape.kind
+    return question, search(scene, [shape], first("kind"), colour), f"It is a {shape.kind}.", shape.kind
 
 
 def ask_at(rng: random.Random, scene: Scene) -> tuple | None:
@@ -355,7 +373,7 @@ def ask_exists(rng: random.Random, scene: Scene) -> tuple:
     found, name = matching(scene, colour, kind), name_target(colour, kind)
     thing = f"{'an' if name[0] == 'o' else 'a'} {name}"
     answer = f"Yes, there is {thing}." if found else f"No, there is no {name}."
-    reasoning = search(scene, found, lambda shapes: "yes" if shapes else "no")
+    reasoning = search(scene, found, lambda shapes: "found" if shapes else "none", colour, kind)
     return weighted(rng, EXISTS).format(x=thing), reasoning, answer, bool(found)
 
 
@@ -365,7 +383,7 @@ def ask_place_of(rng: random.Random, scene: Scene) -> tuple | None:
     if len(matching(scene, colour, kind)) != 1:
         return None
     question, name = weighted(rng, PLACE_OF), name_target(colour, kind)
-    reasoning = search(scene, [shape], first("place"))
+    reasoning = search(scene, [shape], first("place"), colour, kind)
     return question.format(x=name), reasoning, f"The {name} is {phrase(shape.place)}.", shape.place
 
 

@@ -97,7 +97,7 @@ def ask_color(rng: random.Random, split: str, scene: Scene, shape: Shape) -> tup
              "Give the {n} the colour of the {k}.": 1, "What colour is the {k}? Set the {n} to it.": 1}  # fmt: skip
     question = weighted(rng, forms).format(n=noun, k=shape.kind)
     fact = f"The {noun} is now {shape.colour}."
-    seen = f"{search(scene, [shape], first('colour'))}\nThe {shape.kind} is {shape.colour}"
+    seen = f"{search(scene, [shape], first('colour'), kind=shape.kind)}\nThe {shape.kind} is {shape.colour}"
     return tool, question, seen, {"color": shape.colour}, rng.choice(OK), fact, shape.colour, [noun]
 
 
@@ -116,7 +116,7 @@ def ask_shape(rng: random.Random, split: str, scene: Scene, shape: Shape) -> tup
     question = weighted(rng, forms).format(n=noun, w=what)
     result = report(weighted(rng, STYLES), noun, value, attribute.kind)
     fact = f"The {noun} of the {thing} is {value}."
-    seen = f"{search(scene, [shape], first('words'))}\nIt is the {thing}"
+    seen = f"{search(scene, [shape], first('words'), kind=None if side else shape.kind)}\nIt is the {thing}"
     return tool, question, seen, {parameter: thing}, result, fact, value, [noun]
 
 
@@ -149,7 +149,7 @@ def ask_count(rng: random.Random, split: str, scene: Scene, shape: Shape) -> tup
     forms = {"Count the {k}s and {v} the {n}.": 3, "How many {k}s are there? {V} the {n}.": 2,
              "{V} the {n} of {k}s in the picture.": 2}  # fmt: skip
     question = weighted(rng, forms).format(k=target or "shape", v=verb, V=verb.capitalize(), n=noun)
-    seen = f"{search(scene, found, len)}\nThere {'is' if count == 1 else 'are'} {count}"
+    seen = f"{search(scene, found, len, kind=target)}\nThere {'is' if count == 1 else 'are'} {count}"
     content = f"The {noun} is {count}."
     return tool, question, seen, {parameter: count}, rng.choice(OK), content, str(count), [noun]
 
