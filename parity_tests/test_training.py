@@ -214,6 +214,17 @@ def test_the_bias_moves_towards_balance(tmp_path, small_steps):
     assert moved[0] < 0 and (moved[1:] > 0).all()
 
 
+def test_every_eighth_step_clips_each_layer_by_its_own_largest_logits(tmp_path, small_steps, monkeypatch):
+    clipped = []
+    monkeypatch.setattr("tools.trainer.clip", lambda attention, largest: clipped.append((attention, largest)))
+    trainer = Trainer(tmp_path, 1, "cpu", None)
+    for step in range(9):
+        trainer.train_step(0.02)
+        layers = [attention.layer_index for attention, _ in clipped]
+        assert layers == list(range(len(trainer.attentions))) * (2 if step == 8 else 1)
+    assert trainer.largest_logit == max(float(largest.max()) for _, largest in clipped[len(trainer.attentions) :])
+
+
 @pytest.mark.parametrize(
     "argv",
     [["--minutes", "0"], ["--minutes", "nan"], ["--resume"], ["--resume", "--init", "there"], ["--init", "nowhere"],
@@ -246,11 +257,11 @@ def test_the_rate_warms_up_and_ends_at_nothing(begins_at):
 
 def test_a_training_on_finished_weights_begins_what_the_first_had_no_time_for_with_the_easy_part():
     def drawings(progress):
-        drawn = [draw_example(3, index, progress) for index in range(600)]
+        drawn = [draw_example(3, index, progress) for index in range(1500)]
         return [sample.task.medium.width for sample in drawn if sample.skill == "svg.write"]
 
     first, last = drawings(GOES_ON), drawings(GOES_ON + FULL)
-    assert max(first) <= 168 < 280 < max(last) and min(len(first), len(last)) > 25
+    assert max(first) <= 168 < 280 < max(last) and min(len(first), len(last)) > 20
     held_out = [draw_example(3, index, GOES_ON + FULL, "held-out") for index in range(200)]
     assert not any(drawn.skill.startswith("documents") for drawn in held_out)
 

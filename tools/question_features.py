@@ -16,7 +16,9 @@ from .worlds.task import Medium
 from .worlds.videos import Clip
 
 Features = dict[str, str]
-RIGHT, CONCLUSION, OTHER = "as it should be", "right things, wrong conclusion", "other"  # kinds of thinking
+# Kinds of thinking.
+RIGHT, OTHER = "as it should be", "other"
+CONCLUSION, SIZE = "right things, wrong conclusion", "right things, wrong size"
 
 
 def question_features(skill: str, sample: Sample) -> Features:
@@ -109,6 +111,8 @@ def thinking_kind(skill: str, expected: str, thought: str) -> str:
         return RIGHT
     if skill.startswith("pictures.") and things(thought) == things(expected):
         return CONCLUSION
+    if skill == "svg.write" and thought.split("\n")[1:] == expected.split("\n")[1:]:  # the first line is the size
+        return SIZE
     return OTHER
 
 

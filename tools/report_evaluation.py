@@ -197,7 +197,7 @@ def features_section(reports: Reports) -> str:
     """Skills that are often wrong, split by what was asked and by how the model thought."""
     how = (f"Thinking, greedy: every skill below {percent(NEARLY_ALWAYS)}, its right answers split by what was asked, "
            f"where {FEWEST} questions or more are of a kind. The last split is by the model's own thinking: as the "
-           "world would write it, of the right things with a wrong conclusion, or other.")  # fmt: skip
+           "world would write it, of the right things with a wrong conclusion or size, or other.")  # fmt: skip
     lines = ["## Where it goes wrong", "", how, "", "| skill | split by | right |", "| --- | --- | --- |"]
     for skill, found in reports.best(mode="thinking", **GREEDY_INT4).items():
         if found.row["accuracy"] < NEARLY_ALWAYS:
