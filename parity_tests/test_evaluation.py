@@ -51,7 +51,7 @@ def make_report(outcomes: dict[str, str], **settings: Any) -> dict[str, Any]:
     return {
         "command": "python -m tools.evaluate --json", "model": "reference/nano", "model_sha256": "1234" * 16,
         "experts": "int4", "backend": "reference", "mode": "thinking", "temperature": 0.0, "top_p": 0.95, "seed": 0,
-        "shapes": "one to four", "tokens": None, "calls": None, "parts": None, "n_per_skill": n,
+        "shapes": "one to four", "tokens": None, "calls": None, "parts": None, "reworded": False, "n_per_skill": n,
         "max_new_tokens": 400, "batch": 128, "torch": "2.13.0", "threads": 2,
         "seconds": 3.0, "skills": with_totals(rows),
     } | settings  # fmt: skip

@@ -5,6 +5,7 @@ import math
 import random
 import re
 import shutil
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tools import evaluate, vocabulary
 from tools.intervals import wilson_interval
 from tools.nano_checkpoint import PREPROCESSOR
 from tools.worlds import arithmetic, pictures, videos
+from tools.worlds.rewording import WORDINGS
 from tools.worlds.sample import SKILLS, draw, draw_task, skills_of
 from tools.worlds.task import Level, is_held_out
 
@@ -243,6 +245,33 @@ def test_thinking_compares_each_shape_with_all_that_the_question_names(skill):
             assert [verdict.split()[1] for verdict in verdicts] == (
                 ["yes"] * asked.index(differ[0]) + ["no"] if differ else ["yes"] * len(asked)
             ), (question, line)
+
+
+def skeleton(question: str) -> str:
+    """A question without what is particular to it: case, marks, politeness, numbers, colours, kinds and places."""
+    text = question.lower().replace("color", "colour").replace("center", "centre").replace("please", "")
+    for words, sign in ((pictures.COLOURS, "c"), (pictures.KINDS, "k"), (sorted(pictures.PLACES, key=len)[::-1], "p")):
+        text = re.sub(rf"\b({'|'.join(words)})", sign, text)
+    text = re.sub(r"\ban? (c )?(k|shape)|\b(c )?(k|shape)s?\b", "x", re.sub(r"[−–-]", " minus ", text))
+    return " ".join(re.sub(r"[\d.]+", "0", text).translate(str.maketrans("", "", ".,:?!")).split())
+
+
+@pytest.mark.parametrize("skill", WORDINGS)
+def test_other_wordings_ask_for_the_same_in_words_that_no_training_uses(skill):
+    level = Level("train", "full", (1, 2, 3, 4), None)
+    usual = {skeleton(draw_task(random.Random(index), skill, level).question) for index in range(1500)}
+    seen = set()
+    for index in range(50):
+        asked, again = draw(skill, 6, index, "held-out"), draw(skill, 6, index, "held-out", reworded=True)
+        assert replace(again.task, question=asked.task.question) == asked.task and again.check(again.content)
+        assert again.task.question in str(again.messages[-1]["content"]) or "\n" in again.task.question
+        assert skeleton(again.task.question) not in usual, again.task.question
+        for word in set(pictures.words_of(asked.content)) & {*pictures.COLOURS} & set(
+            pictures.words_of(asked.task.question)
+        ):
+            assert word in pictures.words_of(again.task.question)  # what has to be told apart is named
+        seen.add(skeleton(again.task.question))
+    assert len(seen) >= 3
 
 
 def test_media_stand_before_after_and_between_text():

@@ -99,6 +99,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--calls", type=int, metavar="N", help="chains of N calls (default: of 2 to 6, counted: to 12)")
     parser.add_argument("--parts", type=int, metavar="N", help="tasks of N independent parts (default: of 2 to 12)")
+    parser.add_argument(
+        "--reworded", action="store_true", help="ask in ordinary words that no training uses, where there are such"
+    )
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0, greedy")
     parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="when sampling (default: 0.95)")
     parser.add_argument(
@@ -131,7 +134,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
-    skills = choose_skills(options.skill)
+    skills = choose_skills(options.skill, options.reworded)
     other = read_report(options.against) if options.against else None
     if other:
         check_comparable(questions_of(options), skills, other, options.against)
@@ -159,19 +162,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def choose_skills(names: Sequence[str] | None) -> list[str]:
+def choose_skills(names: Sequence[str] | None, reworded: bool = False) -> list[str]:
     """The skills to measure, in their usual order. Raises UsageError for a name that is none."""
-    from .worlds.sample import TRAINED
+    from .worlds.rewording import WORDINGS
+    from .worlds.sample import CONVERSATION, TRAINED
 
-    known = list(evaluators())
+    known = list(WORDINGS) if reworded else list(evaluators())
     chosen: set[str] = set()
-    for name in names or TRAINED:
+    for name in names or [name for name in TRAINED if name != CONVERSATION or not reworded]:
         found = [skill for skill in known if skill == name or skill.startswith(f"{name}.")]
         if not found:
             groups = dict.fromkeys(skill.partition(".")[0] for skill in known)
             raise UsageError(
-                f"--skill {name}: no such skill or group. Expected one of {', '.join(groups)}, "
-                f"or a skill such as {', '.join(known[:2])}."
+                f"--skill {name}: no such skill or group{' with other wordings' if reworded else ''}. "
+                f"Expected one of {', '.join(groups)}, or a skill such as {', '.join(known[:2])}."
             )
         chosen.update(found)
     return [skill for skill in known if skill in chosen]
@@ -246,7 +250,7 @@ def draw_question(skill: str, index: int, options: argparse.Namespace) -> "Sampl
 
     shapes = [options.shapes or 1 + index % 4]
     return draw(skill, options.seed, index, "held-out", thinking=not options.instant, num_shapes=shapes,
-                num_tokens=options.tokens)  # fmt: skip
+                num_tokens=options.tokens, reworded=options.reworded)  # fmt: skip
 
 
 def batches(lengths: dict[int, int], max_rows: int, max_tokens: int) -> Iterator[list[int]]:
@@ -319,8 +323,8 @@ class Bar:
 def questions_of(options: argparse.Namespace) -> dict[str, Any]:
     """The settings that decide which questions are asked."""
     shapes = options.shapes or "one to four"
-    lengths = {name: getattr(options, name) for name in ("tokens", "calls", "parts")}
-    return {"seed": options.seed, "shapes": shapes, **lengths, "n_per_skill": options.n}
+    others = {name: getattr(options, name) for name in ("tokens", "calls", "parts", "reworded")}
+    return {"seed": options.seed, "shapes": shapes, **others, "n_per_skill": options.n}
 
 
 def make_report(

@@ -29,9 +29,10 @@ class Reports:
     loads: dict[str, dict[str, Any]]
 
     def rows(self, **settings: Any) -> Iterable[Found]:
-        """All rows of reports with these settings, whose pictures have one to four shapes."""
+        """All rows of reports with these settings, whose pictures have one to four shapes; in the usual words."""
+        settings = {"reworded": False} | settings | {"shapes": "one to four"}
         for file, report in self.evaluations.items():
-            if all(report.get(key) == value for key, value in (settings | {"shapes": "one to four"}).items()):
+            if all(report.get(key) == value for key, value in settings.items()):
                 yield from (Found(row, report, file) for row in skill_rows(report))
 
     def best(self, **settings: Any) -> dict[str, Found]:

@@ -120,7 +120,7 @@ def read_load(path: Path) -> dict[str, Any]:
 
 def make_page(reports: Reports) -> str:
     parts = [
-        intro(), targets_table(reports), skills_section(reports), features_section(reports),
+        intro(), targets_table(reports), skills_section(reports), features_section(reports), wording_section(reports),
         *(paired_section(reports, *section) for section in PAIRED_SECTIONS),
         load_section(reports), failures_section(reports), runs_section(reports),
     ]  # fmt: skip
@@ -211,6 +211,23 @@ def split(right_by: dict[str, dict[str, list[int]]]) -> Iterable[tuple[str, str]
         cells = [f"{value}: {percent(right / n)} of {n:,}" for value, (right, n) in counts.items() if n >= FEWEST]
         if len(cells) > 1:
             yield name, "; ".join(cells)
+
+
+def wording_section(reports: Reports) -> str:
+    """The same pictures, numbers and texts, asked for in words that no training uses."""
+    title = "## Other words\n\n"
+    usual, other = (reports.best(mode="thinking", reworded=reworded, **GREEDY_INT4) for reworded in (False, True))
+    if not other:
+        return f"{title}Questions in words that no training uses: {NOT_MEASURED}."
+    sources = ", ".join(link(file) for file in files_of(other.values()))
+    lines = [f"{title}Thinking, greedy: questions in ordinary words that no training uses (tools/worlds/rewording.py), "
+             f"which makes them harder to understand but not to answer; {sources}.", "",
+             "| skill | usual words | n | other words | n |", "| --- " * 5 + "|"]  # fmt: skip
+    for skill, found in other.items():
+        if skill in usual:
+            cells = (f"{with_interval(one.row)} | {one.row['n']:,}" for one in (usual[skill], found))
+            lines.append(f"| {skill} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 PAIRED_SECTIONS = (

@@ -21,7 +21,7 @@ ALL = "all"  # name of the total over every skill
 # What decides which questions are asked, by option.
 SAME_QUESTIONS = {
     "seed": "--seed", "n_per_skill": "--n", "shapes": "--shapes", "tokens": "--tokens", "calls": "--calls",
-    "parts": "--parts",
+    "parts": "--parts", "reworded": "--reworded",
 }  # fmt: skip
 
 

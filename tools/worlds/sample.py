@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import arithmetic, documents, drawings, needles, pictures, self_knowledge, signs, videos
+from .rewording import reword
 from .task import SPLITS, Level, Task, weighted
 
 SKILLS: dict[str, float] = {
@@ -71,11 +72,13 @@ def skills_of(name: str) -> list[str]:
 def draw(
     name: str, seed: int, index: int, split: str = "train", *, thinking: bool | None = None,
     canvas: str = "full", num_shapes: Sequence[int] = (1, 2, 3, 4), num_tokens: int | None = None,
+    reworded: bool = False,
 ) -> Sample:  # fmt: skip
     """Example number `index` of this world, skill or `conversation`; `thinking` None mixes both modes.
 
     `canvas` ('small', 'full') and `num_shapes` shape the pictures: a training starts easy, the default is the test.
     A video has one shape, whatever `num_shapes` says. `num_tokens` is the length of a long text; None mixes lengths.
+    `reworded` asks the same in words that no training uses, where there are such (`rewording.WORDINGS`).
     Training and held-out examples never share content (see `Task.belongs_to`).
     """
     assert split in SPLITS, split
@@ -85,7 +88,8 @@ def draw(
         return draw_conversation(rng, level, thinking)
     if name == GALLERY:
         return draw_gallery(rng, level, thinking)
-    return make_sample(rng, [draw_task(rng, name, level)], thinking)
+    task = draw_task(rng, name, level)
+    return make_sample(rng, [reword(rng, task) if reworded else task], thinking)
 
 
 def draw_task(rng: random.Random, name: str, level: Level) -> Task:
