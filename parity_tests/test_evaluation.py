@@ -52,7 +52,7 @@ def make_report(outcomes: dict[str, str], **settings: Any) -> dict[str, Any]:
         "command": "python -m tools.evaluate --json", "model": "reference/nano", "model_sha256": "1234" * 16,
         "experts": "int4", "backend": "reference", "mode": "thinking", "temperature": 0.0, "top_p": 0.95, "seed": 0,
         "shapes": "one to four", "tokens": None, "calls": None, "parts": None, "reworded": False, "n_per_skill": n,
-        "max_new_tokens": 400, "batch": 128, "torch": "2.13.0", "threads": 2,
+        "max_new_tokens": 400, "batch": 128, "cpu": "a CPU", "torch": "2.13.0", "threads": 2,
         "seconds": 3.0, "skills": with_totals(rows),
     } | settings  # fmt: skip
 
@@ -212,6 +212,28 @@ def test_an_unknown_skill_is_refused_with_the_names_of_all_groups(capsys):
     assert "numbers, pictures, signs" in error and "conversation" in error
 
 
+def test_other_words_are_asked_on_demand_and_are_other_questions(tmp_path, capsys):
+    flags = ["--skill", "self.hello", "--n", "3", "--max-new-tokens", "1"]
+    report = run_evaluate(capsys, *flags, "--reworded")
+    assert report["reworded"] and not BASE["reworded"]
+    path = write(tmp_path / "reworded.json", report)
+    assert run(lambda: evaluate.main([*flags, "--against", str(path)])) == 2
+    assert "was made with reworded True, and this is False" in capsys.readouterr().err
+    assert run(lambda: evaluate.main(["--skill", "tools.choose", "--reworded"])) == 2
+    assert "no such skill or group with other wordings" in capsys.readouterr().err
+    assert "conversation" not in evaluate.choose_skills(None, reworded=True)
+
+
+def test_answers_to_other_words_stand_beside_the_usual_ones_and_count_for_no_target(tmp_path):
+    write(tmp_path / "evaluate-a.json", make_report({"numbers.decimals": "1101"}))
+    page = report_evaluation.make_page(report_evaluation.read_folder(tmp_path))
+    assert f"words that no training uses: {NOT_MEASURED}" in page
+    write(tmp_path / "evaluate-b.json", make_report({"numbers.decimals": "00000010"}, reworded=True))
+    page = report_evaluation.make_page(report_evaluation.read_folder(tmp_path))
+    assert re.search(r"\| numbers\.decimals \| 75\.0 % \([^|]*\| 4 \| 12\.5 % \([^|]*\| 8 \|", page)
+    assert re.search(r"which decimal is bigger \| 98 % \| 75\.0 % ", page)
+
+
 def test_batches_hold_every_question_once_and_keep_both_limits():
     lengths = {index: 5 + index * index % 97 for index in range(200)} | {200: 5000}
     found = list(evaluate.batches(lengths, 16, 1000))
@@ -222,13 +244,13 @@ def test_batches_hold_every_question_once_and_keep_both_limits():
     assert max(map(len, found)) == 16
 
 
-def test_every_skill_of_the_worlds_has_an_evaluator_and_by_default_those_trained_on_are_measured():
+def test_every_skill_of_the_worlds_has_an_evaluator_and_some_are_measured_by_default():
     from tools.worlds import episode
-    from tools.worlds.sample import SKILLS, TRAINED, skills_of
+    from tools.worlds.sample import SKILLS, BY_DEFAULT, skills_of
 
     assert list(evaluate.evaluators()) == [*SKILLS, "conversation", *episode.SKILLS]
-    trained = [skill for name in TRAINED for skill in skills_of(name) or [name]]
-    assert sorted(evaluate.choose_skills(None)) == sorted(trained) and "self.who" in trained
+    asked = [skill for name in BY_DEFAULT for skill in skills_of(name) or [name]]
+    assert sorted(evaluate.choose_skills(None)) == sorted(asked) and "self.who" in asked
 
 
 # --- what was asked, and how the model thought -----------------------------------------------------------------------

@@ -19,7 +19,7 @@ from reference.prompt import Processor
 from tools import evaluate
 from tools.worlds import documents, drawings, needles, pictures, signs
 from tools.worlds.pdf import write_pdf
-from tools.worlds.sample import SKILLS, TRAINED, draw, draw_task, skills_of
+from tools.worlds.sample import SKILLS, BY_DEFAULT, draw, draw_task, skills_of
 from tools.worlds.task import Level, is_held_out
 
 NEW_SKILLS = [skill for world in ("signs", "svg", "documents", "needles") for skill in skills_of(world)]
@@ -468,9 +468,9 @@ def test_every_prompt_passes_the_processor(skill, split, processor):
         assert len(grids) == {"documents": len(sample.task.medium.keys), "needles": 0}.get(skill.partition(".")[0], 1)
 
 
-def test_without_names_evaluation_keeps_to_what_the_shipped_model_was_trained_on():
+def test_without_names_evaluation_asks_what_short_replies_answer():
     worlds = {skill.partition(".")[0] for skill in evaluate.choose_skills(None)}
-    assert worlds == set(TRAINED) and not worlds & {"videos", "signs", "svg", "documents", "needles"}
+    assert worlds == set(BY_DEFAULT) and not worlds & {"videos", "signs", "svg", "documents", "needles"}
     assert evaluate.choose_skills(["documents"]) == ["documents.page", "documents.count"]
     assert set(evaluate.choose_skills([*SKILLS, "conversation"])) == {*SKILLS, "conversation"}
 

@@ -39,7 +39,8 @@ FINISHING = {
     "tools.choose": 0.06, "tools.parallel": 0.01, "tools.chain": 0.03, "tools.counter": 0.01, "tools.picture": 0.015,
     "tools.none": 0.01, "tools.error": 0.01,
 }  # fmt: skip
-GOES_ON, FULL = 1.0, 0.999  # where a training on finished weights begins; where, behind its beginning, each is hardest
+GOES_ON = 1.0  # the progress at which a training on finished weights begins
+FULL = 0.999  # so far behind its beginning, any training draws its hardest examples
 # Enough of what is known to keep and better it; most goes to what earlier trainings had no time for.
 GOING_ON = {
     "pictures": 0.21, GALLERY: 0.03, "numbers.add": 0.02, "numbers.subtract": 0.04, "numbers.multiply": 0.045,
@@ -61,7 +62,7 @@ PARTS_OF_SINGLE = (2, 2, 3, 3, 4, 5)  # one agent alone writes down every call
 
 
 def learning_rate(step: int, progress: float) -> float:
-    """Warm up, hold, then fall to zero over the last 40 %; lower over all, and longer, on finished weights."""
+    """Warm up, hold, then fall to zero over the last 40 %; lower overall, and falling for longer, on finished weights."""
     if progress >= GOES_ON:
         return LEARNING_RATE * min(0.75, (step + 1) / WARMUP_STEPS, (2 - progress) / 0.6)
     return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, (1 - progress) / 0.4)

@@ -81,8 +81,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--skill",
         action="append",
         metavar="NAME",
-        help="a skill (numbers.add), a group (numbers) or conversation; repeatable (default: what the "
-        "shipped model was trained on)",
+        help="a skill (numbers.add), a group (numbers) or conversation; repeatable (default: numbers, "
+        "pictures, self, outside and conversation)",
     )
     parser.add_argument("--n", type=int, default=200, metavar="N", help="questions per skill (default: 200)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="other seed, other questions (default: 0)")
@@ -165,11 +165,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def choose_skills(names: Sequence[str] | None, reworded: bool = False) -> list[str]:
     """The skills to measure, in their usual order. Raises UsageError for a name that is none."""
     from .worlds.rewording import WORDINGS
-    from .worlds.sample import CONVERSATION, TRAINED
+    from .worlds.sample import CONVERSATION, BY_DEFAULT
 
     known = list(WORDINGS) if reworded else list(evaluators())
     chosen: set[str] = set()
-    for name in names or [name for name in TRAINED if name != CONVERSATION or not reworded]:
+    for name in names or [name for name in BY_DEFAULT if name != CONVERSATION or not reworded]:
         found = [skill for skill in known if skill == name or skill.startswith(f"{name}.")]
         if not found:
             groups = dict.fromkeys(skill.partition(".")[0] for skill in known)
@@ -333,6 +333,7 @@ def make_report(
     """One JSON document. Apart from the command, which is as it was typed, it holds no path of this machine."""
     import torch
 
+    from .bench import cpu_name
     from .fingerprint import fingerprint, shown
 
     config = examinee.processor.config
@@ -342,7 +343,7 @@ def make_report(
         "backend": options.backend, "mode": "instant" if options.instant else "thinking",
         "temperature": options.temperature, "top_p": options.top_p, **questions_of(options),
         "max_new_tokens": options.max_new_tokens, "batch": options.batch,
-        "torch": torch.__version__, "threads": torch.get_num_threads(),
+        "cpu": cpu_name(), "torch": torch.__version__, "threads": torch.get_num_threads(),
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "skills": with_totals(rows),
     }  # fmt: skip

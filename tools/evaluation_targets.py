@@ -181,7 +181,7 @@ TARGETS = (
     Target("chains of calls, end to end", "90 %", at_least(0.9, "tools.chain")),
     Target("tools with a picture", "85 %", at_least(0.85, "tools.picture")),
     Target("200 sequential calls (n = 20)", "all complete", at_least(1.0, "tools.counter", calls=200)),
-    Target("swarm, right sum", "90 %", at_least(0.9, "swarm.orchestrate")),
+    Target("swarm, right answer", "90 %", at_least(0.9, "swarm.orchestrate")),
     Target("critical steps against the single agent, 6 parts or more", "at most half", critical_steps),
     Target("needle in 1K tokens", "95 %", at_least(0.95, "needles", tokens=1000)),
     Target("needle in 4K tokens", "90 %", at_least(0.9, "needles", tokens=4000)),

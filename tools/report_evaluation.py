@@ -304,12 +304,12 @@ def labelled(label: str, text: str) -> list[str]:
 def runs_section(reports: Reports) -> str:
     shipped = fingerprint(SHIPPED_MODEL)
     lines = ["## The runs", "", "The seconds are those of one machine, which other programs may have shared.", "",
-             "| report | command | weights | questions | seconds | a second | threads | torch |",
+             "| report | command | weights | questions | seconds | a second | CPU, threads | torch |",
              "| --- " * 8 + "|"]  # fmt: skip
     for file, report in reports.evaluations.items():
         questions, seconds = sum(row["n"] for row in skill_rows(report)), report["seconds"]
         cells = (link(file), f"`{report['command']}`", weights_of(report, shipped), f"{questions:,}", f"{seconds:,.0f}",
-                 f"{questions / max(seconds, 0.1):.1f}", report["threads"], report["torch"])  # fmt: skip
+                 f"{questions / max(seconds, 0.1):.1f}", f"{report['cpu']}, {report['threads']}", report["torch"])  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 

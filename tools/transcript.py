@@ -158,6 +158,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, metavar="N", help="long texts of about N tokens")
     parser.add_argument("--calls", type=int, metavar="N", help="chains of N calls")
     parser.add_argument("--parts", type=int, metavar="N", help="tasks of N independent parts")
+    parser.add_argument("--reworded", action="store_true", help="ask in ordinary words that no training uses")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0, greedy")
     parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="when sampling (default: 0.95)")
     parser.add_argument("--max-new-tokens", type=int, default=400, metavar="N",

@@ -209,8 +209,8 @@ def train_vocabulary(num_ranks: int = NUM_RANKS) -> dict[bytes, int]:
 def main(argv: list[str] | None = None) -> int:
     parser = OneLineParser(
         description="Train the shipped model's vocabulary and write tiktoken.model and tokenizer_config.json.",
-        epilog="examples:\n  python -m tools.vocabulary --out reference/nano\n"
-        "  python -m tools.vocabulary --out /tmp/vocabulary --num-ranks 512",
+        epilog="examples:\n  python -m tools.vocabulary --out build/vocabulary\n"
+        "  python -m tools.vocabulary --out build/smaller --num-ranks 512",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="an existing folder for the two files")

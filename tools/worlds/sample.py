@@ -19,8 +19,8 @@ SKILLS: dict[str, float] = {
 }  # fmt: skip
 CONVERSATION = "conversation"  # the last question of several turns that mix worlds
 GALLERY = "gallery"  # several questions about one picture, for training: the picture is looked at once for all of them
-# What the shipped model was trained on: worlds of which it is fair to expect something. It grows with the training.
-TRAINED = ("numbers", "pictures", "self", "outside", CONVERSATION)
+# What an evaluation asks if nobody says what: the worlds whose questions one short reply answers.
+BY_DEFAULT = ("numbers", "pictures", "self", "outside", CONVERSATION)
 WORLDS: dict[str, Callable[[random.Random, str, Level], Task]] = {
     "numbers": lambda rng, skill, level: arithmetic.draw_numbers(rng, skill),
     "pictures": lambda rng, skill, level: pictures.draw_picture(rng, skill, level.canvas, level.num_shapes),
