@@ -246,7 +246,7 @@ def test_batches_hold_every_question_once_and_keep_both_limits():
 
 def test_every_skill_of_the_worlds_has_an_evaluator_and_some_are_measured_by_default():
     from tools.worlds import episode
-    from tools.worlds.sample import SKILLS, BY_DEFAULT, skills_of
+    from tools.worlds.sample import BY_DEFAULT, SKILLS, skills_of
 
     assert list(evaluate.evaluators()) == [*SKILLS, "conversation", *episode.SKILLS]
     asked = [skill for name in BY_DEFAULT for skill in skills_of(name) or [name]]

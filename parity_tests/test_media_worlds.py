@@ -19,7 +19,7 @@ from reference.prompt import Processor
 from tools import evaluate
 from tools.worlds import documents, drawings, needles, pictures, signs
 from tools.worlds.pdf import write_pdf
-from tools.worlds.sample import SKILLS, BY_DEFAULT, draw, draw_task, skills_of
+from tools.worlds.sample import BY_DEFAULT, SKILLS, draw, draw_task, skills_of
 from tools.worlds.task import Level, is_held_out
 
 NEW_SKILLS = [skill for world in ("signs", "svg", "documents", "needles") for skill in skills_of(world)]

@@ -62,7 +62,7 @@ PARTS_OF_SINGLE = (2, 2, 3, 3, 4, 5)  # one agent alone writes down every call
 
 
 def learning_rate(step: int, progress: float) -> float:
-    """Warm up, hold, then fall to zero over the last 40 %; lower overall, and falling for longer, on finished weights."""
+    """Warm up, hold, then fall to zero over the last 40 %; on finished weights lower, and falling for longer."""
     if progress >= GOES_ON:
         return LEARNING_RATE * min(0.75, (step + 1) / WARMUP_STEPS, (2 - progress) / 0.6)
     return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, (1 - progress) / 0.4)

@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def choose_skills(names: Sequence[str] | None, reworded: bool = False) -> list[str]:
     """The skills to measure, in their usual order. Raises UsageError for a name that is none."""
     from .worlds.rewording import WORDINGS
-    from .worlds.sample import CONVERSATION, BY_DEFAULT
+    from .worlds.sample import BY_DEFAULT, CONVERSATION
 
     known = list(WORDINGS) if reworded else list(evaluators())
     chosen: set[str] = set()

@@ -309,7 +309,8 @@ def runs_section(reports: Reports) -> str:
     for file, report in reports.evaluations.items():
         questions, seconds = sum(row["n"] for row in skill_rows(report)), report["seconds"]
         cells = (link(file), f"`{report['command']}`", weights_of(report, shipped), f"{questions:,}", f"{seconds:,.0f}",
-                 f"{questions / max(seconds, 0.1):.1f}", f"{report['cpu']}, {report['threads']}", report["torch"])  # fmt: skip
+                 f"{questions / max(seconds, 0.1):.1f}", f"{report['cpu']}, {report['threads']}",
+                 report["torch"])  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 

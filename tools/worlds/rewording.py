@@ -23,7 +23,8 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     ),
     "numbers.multiply": (
         "Find {a} x {b}.", "What number is {a} times {b}?", "{a} x {b} is how much?",
-        "What does {a} multiplied by {b} give?", "Please work this out: {a} * {b}", "Could you multiply {a} by {b} for me?",
+        "What does {a} multiplied by {b} give?", "Please work this out: {a} * {b}",
+        "Could you multiply {a} by {b} for me?",
     ),
     "numbers.decimals": (
         "Which of {a} and {b} is the bigger number?", "Between {a} and {b}, which is larger?",
