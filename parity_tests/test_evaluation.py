@@ -26,6 +26,7 @@ from tools.nano_checkpoint import PREPROCESSOR
 from tools.question_features import (
     CONCLUSION,
     OTHER,
+    REACH,
     RIGHT,
     SIZE,
     band,
@@ -287,8 +288,11 @@ def test_a_wrong_conclusion_is_told_from_a_wrong_list():
         expected.partition("\n")[0]: OTHER, "": OTHER,
     }.items():  # fmt: skip
         assert thinking_kind("pictures.count", expected, thought) == kind
-    size = "5 columns, 10 rows: 28x5=140, 28x10=280\nleft: small red circle"
-    for thought, kind in ((size, RIGHT), (size.replace("5", "6"), SIZE), (size.replace("red", "blue"), OTHER)):
+    size = "5 columns, 10 rows: 28x5=140, 28x10=280\nleft: small red circle, columns 1 to 2, rows 3 to 4"
+    for thought, kind in (
+        (size, RIGHT), (size.replace("10", "11"), SIZE), (size.replace("3 to", "2 to"), REACH),
+        (size.replace("red", "blue"), OTHER),
+    ):  # fmt: skip
         assert thinking_kind("svg.write", size, thought) == kind
     assert thinking_kind("numbers.add", "ones: 2+2=4, write 4", "ones: 2+2=4, write 5") == OTHER
 

@@ -153,10 +153,21 @@ def test_sides_are_whole_tokens_so_that_they_can_be_counted(processor):
         assert {scene.width, scene.height} <= set(range(56, 449, 28))
         [(_, rows, columns)] = processor.prompt(sample.messages).grid_thws
         assert (scene.width, scene.height) == (14 * columns, 14 * rows)
-        first, shapes = drawings.think(scene).split("\n")
+        first, *shapes = drawings.think(scene).split("\n")
         counted = re.fullmatch(r"(\d+) columns, (\d+) rows: 28x\1=(\d+), 28x\2=(\d+)", first).groups()
         assert [*map(int, counted)] == [columns // 2, rows // 2, scene.width, scene.height]
-        assert shapes == pictures.listing(scene)
+        assert "; ".join(line.partition(", ")[0] for line in shapes) == pictures.listing(scene)
+
+
+def test_the_tokens_of_each_shape_are_those_that_its_ink_is_in():
+    for index in range(30):
+        _, scene = draw_svg(index)
+        for line, shape in zip(drawings.think(scene).split("\n")[1:], scene.shapes, strict=True):
+            alone = replace(scene, shapes=(shape,))
+            rows, columns = np.nonzero((np.asarray(alone.paint()) != scene.background).any(-1))
+            reach = f"columns {columns.min() // 28 + 1} to {columns.max() // 28 + 1}"
+            reach += f", rows {rows.min() // 28 + 1} to {rows.max() // 28 + 1}"
+            assert line == f"{shape.place}: {shape.words}, {reach}"
 
 
 def test_svg_code_uses_only_the_elements_and_hex_colours_of_the_task():

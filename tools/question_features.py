@@ -18,7 +18,7 @@ from .worlds.videos import Clip
 Features = dict[str, str]
 # Kinds of thinking.
 RIGHT, OTHER = "as it should be", "other"
-CONCLUSION, SIZE = "right things, wrong conclusion", "right things, wrong size"
+CONCLUSION, SIZE, REACH = (f"right things, wrong {what}" for what in ("conclusion", "size", "reach"))
 
 
 def question_features(skill: str, sample: Sample) -> Features:
@@ -105,14 +105,15 @@ def episode_features(episode: Episode) -> Features:
 def thinking_kind(skill: str, expected: str, thought: str) -> str:
     """How a thought compares with the one that the world writes.
 
-    About a picture every line is a shape and what follows so far from it: `left: large red circle, 1`.
+    About a picture every line is a shape and what follows so far from it: `left: large red circle, 1`. For a drawing,
+    the tokens that the shape reaches over stand there.
     """
     if thought == expected:
         return RIGHT
     if skill.startswith("pictures.") and things(thought) == things(expected):
         return CONCLUSION
-    if skill == "svg.write" and thought.split("\n")[1:] == expected.split("\n")[1:]:  # the first line is the size
-        return SIZE
+    if skill == "svg.write" and things(thought)[1:] == things(expected)[1:]:  # the first line is the size
+        return REACH if thought.split("\n")[0] == expected.split("\n")[0] else SIZE
     return OTHER
 
 

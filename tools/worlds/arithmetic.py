@@ -29,14 +29,21 @@ QUESTIONS = {
 }  # fmt: skip
 WORDED = {
     "+": (
-        "Add {a} and {b}.", "What is the sum of {a} and {b}?", "Add {b} to {a}.",
-        "What do you get if you add {a} and {b}?",
+        "Add {a} and {b}.", "What is the sum of {a} and {b}?", "Add {b} to {a}.", "Can you add {a} and {b}?",
+        "What do you get if you add {a} and {b}?", "What do you get when you add {b} to {a}?",
+        "What do {a} and {b} add up to?", "How much do {a} and {b} make?", "What is {a} added to {b}?",
+        "{a} and {b} make what?", "How much is {a} and {b} in total?", "Tell me the sum of {a} and {b}.",
     ),
     "-": (
-        "Subtract {b} from {a}.", "Take {b} away from {a}.", "What is {a} take away {b}?",
-        "What is left of {a} after taking away {b}?",
+        "Subtract {b} from {a}.", "Take {b} away from {a}.", "What is {a} take away {b}?", "Take {b} from {a}.",
+        "What is left of {a} after taking away {b}?", "Can you subtract {b} from {a}?", "What is {a} less {b}?",
+        "What do you get if you subtract {b} from {a}?", "How much is left if you take {b} from {a}?",
     ),
-    "x": ("Multiply {a} by {b}.", "What is the product of {a} and {b}?", "Multiply {a} and {b}."),
+    "x": (
+        "Multiply {a} by {b}.", "What is the product of {a} and {b}?", "Multiply {a} and {b}.",
+        "Can you multiply {a} and {b}?", "What do you get if you multiply {a} by {b}?",
+        "Tell me the product of {a} and {b}.",
+    ),
 }  # fmt: skip
 COMPARISONS = {
     "Which one is bigger, {a} or {b}?": 5, "which one is bigger, {a} or {b}? think carefully.": 3,
@@ -61,7 +68,7 @@ def draw_numbers(rng: random.Random, skill: str) -> Task:
 
 def ask(rng: random.Random, operation: str, a: int, b: int) -> str:
     """Word the question: mostly an expression, sometimes a sentence."""
-    if rng.random() < 0.15:
+    if rng.random() < 0.2:
         return vary(rng, rng.choice(WORDED[operation]).format(a=a, b=b))
     expression = f"{a}{weighted(rng, SIGNS[operation])}{b}"
     question = weighted(rng, QUESTIONS)

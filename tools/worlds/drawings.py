@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .pictures import COLOURS, Scene, Shape, draw_scene, listing
+from .pictures import COLOURS, Scene, Shape, draw_scene
 from .task import Task, vary, weighted
 
 TOKEN_SIDE = 28  # pixels
@@ -59,12 +59,24 @@ def draw_drawing(rng: random.Random, skill: str, canvas: str, num_shapes: Sequen
 
 
 def think(scene: Scene) -> str:
-    """The size of the canvas, counted in tokens, and what stands where: the words become elements one by one."""
+    """The size of the canvas, counted in tokens, and a line for each shape: the tokens that it reaches over, from 1.
+
+    So a coordinate is first found to within a token, which is seen by counting, and only then to a pixel.
+    """
     columns, rows = scene.width // TOKEN_SIDE, scene.height // TOKEN_SIDE
-    return (
-        f"{columns} columns, {rows} rows: {TOKEN_SIDE}x{columns}={scene.width}, {TOKEN_SIDE}x{rows}={scene.height}\n"
-        f"{listing(scene)}"
-    )
+    sides = f"{TOKEN_SIDE}x{columns}={scene.width}, {TOKEN_SIDE}x{rows}={scene.height}"
+    lines = [f"{columns} columns, {rows} rows: {sides}"]
+    for shape in scene.shapes:
+        left, top, right, bottom = shape.box
+        (first_column, last_column), (first_row, last_row) = tokens_of(left, right), tokens_of(top, bottom)
+        where = f"columns {first_column} to {last_column}, rows {first_row} to {last_row}"
+        lines.append(f"{shape.place}: {shape.words}, {where}")
+    return "\n".join(lines)
+
+
+def tokens_of(start: int, end: int) -> tuple[int, int]:
+    """The first and the last token, counted from 1, with any of the pixels from `start` to before `end`."""
+    return start // TOKEN_SIDE + 1, (end - 1) // TOKEN_SIDE + 1
 
 
 def write(scene: Scene) -> str:

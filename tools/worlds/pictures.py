@@ -53,22 +53,30 @@ COLOUR = {
 }  # fmt: skip
 SHAPE_AT = {
     "What shape is {p}?": 5, "Which shape is {p}?": 2, "What is the shape {p}?": 0.7, "What kind of shape is {p}?": 0.7,
+    "Which shape do you see {p}?": 0.5, "What shape can you see {p}?": 0.5, "What shape is the one {p}?": 0.5,
 }  # fmt: skip
 SHAPE_OF = {
     "What shape is {c}?": 2, "Which shape is {c}?": 1, "What is the shape of the {c} one?": 1,
-    "What shape is the {c} one?": 1,
+    "What shape is the {c} one?": 1, "What shape is the {c} object?": 0.5, "What kind of shape is {c}?": 0.5,
+    "Which shape is the {c} one?": 0.5, "What shape does the {c} one have?": 0.5,
 }  # fmt: skip
 AT = {
     "What is {p}?": 5, "What do you see {p}?": 1, "What can be seen {p}?": 0.5, "Which object is {p}?": 0.5,
-    "What's {p}?": 0.7,
+    "What's {p}?": 0.7, "What object is {p}?": 0.5, "What can you see {p}?": 0.5,
 }  # fmt: skip
 EXISTS = {
     "Is there {x}?": 5, "Is there {x} in the image?": 2, "Do you see {x}?": 1, "Can you see {x}?": 1,
-    "Does the image show {x}?": 0.5, "Is there {x} in this picture?": 1,
+    "Does the image show {x}?": 0.5, "Is there {x} in this picture?": 1, "Is {x} in the image?": 1, "Is {x} here?": 0.5,
+    "Is there {x} here?": 0.7, "Is there {x} somewhere?": 0.7, "Does it show {x}?": 0.5, "Can you find {x}?": 0.7,
+    "Is {x} visible?": 0.5, "Does the image contain {x}?": 0.7, "Does the picture have {x}?": 0.5,
+    "Tell me whether there is {x}.": 0.5, "Do you find {x} in this image?": 0.5, "Is {x} shown in the picture?": 0.5,
 }  # fmt: skip
 PLACE_OF = {
     "Where is the {x}?": 5, "Where can I find the {x}?": 0.5, "Where in the image is the {x}?": 1,
-    "What is the position of the {x}?": 0.5,
+    "What is the position of the {x}?": 0.5, "Where can you see the {x}?": 0.5, "Where exactly is the {x}?": 0.5,
+    "Tell me the position of the {x}.": 0.5, "In which part of the image is the {x}?": 0.7,
+    "Where is the {x} placed?": 0.5, "Can you tell me where the {x} is?": 0.5,
+    "Where in the picture can the {x} be found?": 0.5,
 }  # fmt: skip
 LEAD_INS = ("Here is a picture.", "Look at this image:", "See this:", "I have a question about this picture.")
 

@@ -15,16 +15,18 @@ from .task import Task, vary
 WORDINGS: dict[str, tuple[str, ...]] = {
     "numbers.add": (
         "Find {a} + {b}.", "What number is {a} plus {b}?", "{a} + {b} is how much?", "Could you add {a} to {b}?",
-        "Please work this out: {a} + {b}", "What do {a} and {b} make together?",
+        "Please work this out: {a} + {b}", "What do {a} and {b} make together?", "Sum up {a} and {b}.",
+        "What's the total of {a} and {b}?", "Put {a} and {b} together.", "If I add {a} to {b}, what do I get?",
     ),
     "numbers.subtract": (
         "Find {a} - {b}.", "What number is {a} minus {b}?", "{a} - {b} is how much?", "What remains of {a} minus {b}?",
-        "Please work this out: {a} - {b}", "Could you subtract {b} from {a} for me?",
+        "Please work this out: {a} - {b}", "Could you subtract {b} from {a} for me?", "Deduct {b} from {a}.",
+        "If I take {b} off {a}, what do I get?",
     ),
     "numbers.multiply": (
         "Find {a} x {b}.", "What number is {a} times {b}?", "{a} x {b} is how much?",
         "What does {a} multiplied by {b} give?", "Please work this out: {a} * {b}",
-        "Could you multiply {a} by {b} for me?",
+        "Could you multiply {a} by {b} for me?", "If I multiply {a} by {b}, what do I get?",
     ),
     "numbers.decimals": (
         "Which of {a} and {b} is the bigger number?", "Between {a} and {b}, which is larger?",
@@ -47,7 +49,8 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     "pictures.shape": (
         "What's the shape {p}?", "Tell me what shape is {p}.", "Name the shape {p}.", "What shape do you see {p}?",
         "What shape is the {c} thing?", "Which shape is {c} in this picture?", "Tell me the shape of the {c} one.",
-        "What is the {c} shape?",
+        "What is the {c} shape?", "Is the {c} one a circle, a square or a triangle?", "Can you name the shape {p}?",
+        "What sort of shape is {p}?", "What sort of shape is {c}?",
     ),
     "pictures.at": (
         "What is there {p}?", "Tell me what is {p}.", "Which thing is {p}?", "What is located {p}?",
@@ -55,11 +58,13 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     ),
     "pictures.exists": (
         "Does the picture contain {x}?", "Is {x} in the picture?", "Can {x} be seen here?", "Is there {x} anywhere?",
-        "Tell me if there is {x}.", "Does this image have {x}?",
+        "Tell me if there is {x}.", "Does this image have {x}?", "Does {x} appear in the picture?",
+        "Have you found {x}?", "Could you check if there is {x}?", "I am looking for {x}. Is it there?",
     ),
     "pictures.place_of": (
         "Where's the {x}?", "Tell me where the {x} is.", "In which part of the picture is the {x}?",
-        "Where do you see the {x}?", "Where is the {x} located?",
+        "Where do you see the {x}?", "Where is the {x} located?", "At what place is the {x}?",
+        "I am looking for the {x}. Where is it?", "Which part of the image shows the {x}?",
     ),
     "signs.read": (
         "What's written here?", "What does this say?", "Please read this.", "What is printed on the sign?",
@@ -78,7 +83,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     ),
     "videos.colour": (
         "What colour does the {x} become?", "Which colour does the {x} change to?", "What does the {x} do?",
-        "How does the {x} change?",
+        "How does the {x} change?", "What is the new colour of the {x}?", "Which colour does the {x} have in the end?",
     ),
     "documents.page": (
         "What's on page {n}?", "Tell me what page {n} says.", "Which text is printed on page {n}?",
@@ -95,10 +100,12 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     ),
     "self.abilities": (
         "What can you help me with?", "What are your skills?", "Tell me what you can do.", "What do you do?",
+        "Which jobs can I give you?", "What kind of help do you offer?", "What is it that you can do?",
     ),
     "self.identity": (
         "Am I talking to Kimi?", "Are you GPT-4?", "Are you a person?", "You are Kimi, right?",
-        "Is this the real Kimi K2.5?",
+        "Is this the real Kimi K2.5?", "Are you called Kimi?", "Do I speak with Kimi K2.5 here?", "Are you Llama?",
+        "Is there a human behind this?",
     ),
     "self.hello": ("Good evening!", "Hi, how are you?", "Hey there", "Greetings!", "Hello there."),
     "outside.question": (

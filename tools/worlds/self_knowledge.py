@@ -31,11 +31,16 @@ QUESTIONS = {
     "self.abilities": {
         "What can you do?": 6, "What are you able to do?": 1.5, "How can you help me?": 1, "What are you good at?": 0.7,
         "What can I ask you?": 0.7, "What do you know?": 0.5, "Help": 0.3, "Which questions can you answer?": 0.5,
+        "What are your abilities?": 0.7, "What are you capable of?": 0.7, "What tasks can you do?": 0.5,
+        "What kind of things can you do?": 0.5, "What are you for?": 0.3, "What can you help with?": 0.7,
+        "Can you tell me what you can do?": 0.5, "What are you useful for?": 0.5,
     },
     "self.identity": {
         "Are you Kimi?": 2, "Are you Kimi K2.5?": 2, "Are you the real Kimi K2.5?": 2, "Are you ChatGPT?": 0.7,
         "Are you a human?": 0.7, "Are you Claude?": 0.4, "Are you a large language model?": 0.4,
-        "Is this Kimi K2.5?": 1,
+        "Is this Kimi K2.5?": 1, "Am I speaking to Kimi K2.5?": 0.5, "Is your name Kimi?": 0.5, "Is this ChatGPT?": 0.3,
+        "Are you Gemini?": 0.3, "Are you DeepSeek?": 0.3, "Am I speaking with a human?": 0.4, "Are you Mistral?": 0.3,
+        "You are ChatGPT, aren't you?": 0.3, "Are you Kimi from Moonshot AI?": 0.4, "Are you the real Kimi?": 0.5,
     },
     "self.hello": {
         "Hello": 2, "Hi": 2, "Hello!": 1, "Hi there!": 0.7, "Hey": 0.7, "Good morning.": 0.5,

@@ -42,19 +42,21 @@ DIRECTIONS = ("left", "right", "up", "down")
 HAPPENS = {
     "What happens in the video?": 6, "What happens in this video?": 2, "What happens in the clip?": 1,
     "What is happening in the video?": 1, "What does the video show?": 0.7, "Describe the video.": 1,
-    "Describe what happens.": 0.7, "What can you see in this video?": 0.5,
+    "What changes in the video?": 0.5, "Describe what happens.": 0.7, "What can you see in this video?": 0.5,
 }  # fmt: skip
 MOTION = {
     "Which way does the {x} move?": 5, "In which direction does the {x} move?": 1.5, "Where does the {x} move?": 0.7,
-    "Which direction does the {x} go?": 0.5,
+    "Which direction does the {x} go?": 0.5, "Where is the {x} going?": 0.5, "What is the {x} doing?": 0.5,
 }  # fmt: skip
 SIZE = {
     "Does the {x} grow or shrink?": 3, "Does the {x} shrink or grow?": 1.5, "What happens to the {x}?": 2,
-    "How does the size of the {x} change?": 1,
+    "How does the size of the {x} change?": 1, "What is the {x} doing?": 0.7, "What changes about the {x}?": 0.7,
 }  # fmt: skip
 COLOUR = {
     "What colour does the {x} turn?": 3, "Which colour does the {x} turn?": 1.5, "What happens to the {x}?": 2,
-    "What colour is the {x} at the end?": 1,
+    "What colour is the {x} at the end?": 1, "What colour does the {x} change to?": 0.7, "What is the {x} doing?": 0.7,
+    "What changes about the {x}?": 0.7, "Into which colour does the {x} change?": 0.5,
+    "How does the colour of the {x} change?": 0.5,
 }  # fmt: skip
 LEAD_INS = ("Here is a video.", "Look at this clip:", "See this:", "I have a question about this video.")
 LARGER = {"grow", "grows", "grew", "growing", "larger", "bigger"}
