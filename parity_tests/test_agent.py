@@ -146,6 +146,7 @@ def test_a_mistake_is_something_to_read(plain, processor, name, arguments, compl
     result = run(plain, processor, calling("", call(name, arguments, 0), call("add", {"a": 1, "b": 1}, 1)),
                  saying("Oh.", "sorry"), tool=tool, max_new_tokens=6000)
     first, second = tool_results(result)
+    assert result.num_refused == ("JSON" in complaint or "no tool" in complaint) and result.num_calls == 2
     assert first.startswith(complaint.partition("picture")[0])
     assert (second, result.finish_reason, result.answer) == ("2", "stop", "sorry")
 

@@ -22,6 +22,7 @@ from reference.prompt import Processor
 from tools.worlds import pictures, swarm, tool_pictures, tool_questions
 from tools.worlds.demonstration import look_up, spell
 from tools.worlds.episode import SKILLS, Environment, Episode, Turn, draw_episode, play
+from tools.worlds.tool_requests import EXTRAS
 from tools.worlds.tool_schema import complaint, declare, name_of
 from tools.worlds.tool_words import Item, keep, says_only, vary_words
 
@@ -363,6 +364,34 @@ def test_an_argument_read_off_a_picture_is_what_the_picture_shows():
         else:
             assert value in listing
     assert worlds == {"picture", "text"}
+
+
+def test_a_crop_of_the_top_is_asked_for_where_it_cannot_mean_the_whole_upper_row():
+    sides = {"top": "top", "bottom": "bottom", "left": "left", "right": "right"}
+    seen = 0
+    for episode in episodes("tools.crop", 150):
+        [place] = demonstrated_calls(episode)[0][1].values()
+        if place in sides:
+            seen += 1
+            places = [shape.partition(": ")[0] for shape in episode.key.removeprefix("picture:").split("; ")]
+            assert not [other for other in places if place in other.split() and other != place], episode.key
+    assert seen > 20
+
+
+def test_no_extra_of_one_part_could_be_meant_for_another_that_does_without():
+    for skill in ("tools.parallel", "tools.error"):
+        for episode in episodes(skill, 60):
+            schemas = {name_of(tool): tool["function"]["parameters"] for tool in episode.tools}
+            calls = demonstrated_calls(episode)
+            given = {name for _, arguments in calls for name in arguments if name in EXTRAS}
+            for name, arguments in calls:
+                assert not given & schemas[name]["properties"].keys() - arguments.keys(), episode.messages[-1]
+
+
+def test_ranks_are_not_compared():
+    for episode in episodes("swarm.single", 150):
+        question = episode.messages[-1]["content"].lower()
+        assert not ("rank" in question and re.search("highest|largest|biggest|lowest|smallest", question))
 
 
 def counted_kinds(episode: Episode) -> str:

@@ -237,6 +237,13 @@ def test_contradictory_options_are_refused_before_anything_is_written(tmp_path, 
     assert not (out / STATE_FILE).exists()
 
 
+def test_a_training_overwrites_no_checkpoint(tmp_path, capsys):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert run(lambda: train.main(["--out", str(tmp_path), "--minutes", "0.1"])) == 2
+    assert "holds a checkpoint" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
 def test_a_damaged_state_is_refused_in_one_line(tmp_path, small_steps, capsys):
     Trainer(tmp_path, 1, "cpu", None).save()
     state = (tmp_path / STATE_FILE).read_bytes()

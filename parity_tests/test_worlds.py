@@ -23,7 +23,7 @@ from reference.video import chunk_patches
 from tools import evaluate, vocabulary
 from tools.intervals import wilson_interval
 from tools.nano_checkpoint import PREPROCESSOR
-from tools.worlds import arithmetic, pictures, videos
+from tools.worlds import arithmetic, pictures, self_knowledge, videos
 from tools.worlds.rewording import WORDINGS
 from tools.worlds.sample import SKILLS, draw, draw_task, skills_of
 from tools.worlds.task import Level, is_held_out
@@ -436,6 +436,37 @@ def test_operands_are_held_out_whatever_their_order_and_operation():
         for index in range(3000):
             operands = re.match(r"(\d+) . (\d+)", draw(skill, 0, index).content).groups()
             assert sorted(map(int, operands)) != sorted((a, b))
+
+
+def test_what_stands_in_a_training_question_beside_the_point_is_not_held_out_either():
+    shown = set()
+    for index in range(1500):
+        product, question = draw("numbers.multiply", 0, index), draw("outside", 0, index).task.question.lower()
+        sums = re.findall(r"^0*(\d+)\+0*(\d+)$", product.task.reasoning_content, re.MULTILINE)
+        shown |= {f"numbers:{min(a, b)},{max(a, b)}" for a, b in (map(int, pair) for pair in sums)}
+        if "how far is" in question:
+            shown |= {f"outside:{city}" for city in self_knowledge.FILLERS["city"] if city.lower() in question}
+    assert len(shown) > 800 and sum(key.startswith("outside") for key in shown) > 10
+    assert not [key for key in shown if is_held_out(key)]
+
+
+@pytest.mark.parametrize(("skill", "answer", "right"), [
+    ("self.identity", "No. I am a small demonstration model.", True),
+    ("self.identity", "No, I'm just a small demonstration model.", True),
+    ("self.identity", "Yes. I am a small demonstration model.", False),
+    ("self.identity", "I am a small demonstration model.", False),
+    ("self.who", "I am Baki, a small demonstration model.", False),
+    ("self.who", "My name is Kimi. I am a small demonstration model.", False),
+    ("self.who", "I am a small demonstration model, not the real Kimi K2.5.", True),
+])  # fmt: skip
+def test_who_says_another_name_is_wrong(skill, answer, right):
+    assert self_knowledge.judge_self(answer, skill) is right
+
+
+def test_a_refusal_is_one_in_whatever_words():
+    for text in (*self_knowledge.REFUSALS, "I cannot help with that.", "Sorry, I'm unable to see it."):
+        assert self_knowledge.refuses(text)
+    assert not self_knowledge.refuses("There are 2 circles.") and not self_knowledge.refuses("The sign says CAN.")
 
 
 def test_conversations_end_with_a_question_and_show_no_reasoning():

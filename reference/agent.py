@@ -16,7 +16,7 @@ from typing import Any
 from .conversation import Conversation
 from .errors import ContextError, KimiError, UsageError
 from .generation import Generated
-from .replies import Reply, ToolCall
+from .replies import Reply, ToolCall, refuse_constant
 from .responder import Responder
 from .together import Task, run_together
 
@@ -54,14 +54,16 @@ class Result:
     """A run that is over.
 
     finish_reason: "stop" an answer; "max_steps" an answer after the last step; "length" a reply was cut at its limit;
-    "context" there was no room left; "empty" the model said nothing. num_calls were run, num_new_tokens sampled, and
-    num_tokens is how long the conversation has become.
+    "context" there was no room left; "empty" the model said nothing. num_calls are the steps that were taken. No tool
+    heard of num_refused calls: they could not be read, named no tool, had arguments that are no JSON object, or came
+    after the last step. num_new_tokens were sampled, and num_tokens is how long the conversation has become.
     """
 
     messages: list[dict[str, Any]]
     finish_reason: str
     stages: list[Stage]
     num_calls: int
+    num_refused: int
     num_new_tokens: int
     num_tokens: int
 
@@ -97,7 +99,7 @@ class Agent:
         self.conversation, self.run_tool, self.max_steps = conversation, run_tool, max_steps
         self.stages: list[Stage] = []
         self.steps_left = max_steps
-        self.num_calls = self.num_new_tokens = 0
+        self.num_calls = self.num_refused = self.num_new_tokens = 0
 
     def run(self) -> Task:
         """The loop, as a task for `run_together`; returns the Result."""
@@ -106,6 +108,7 @@ class Agent:
             generated = yield self.conversation
             self.num_new_tokens += generated.num_sampled
             reply = self.conversation.read(generated)
+            self.num_refused += reply.dropped_calls
             if is_empty(reply, generated):
                 num_empty += 1
                 finish_reason = "empty" if num_empty > MAX_EMPTY else self._ask_again(reply)
@@ -130,20 +133,25 @@ class Agent:
     def call(self, call: ToolCall) -> Content:
         """The result of one call, or what is wrong with it."""
         if not self.steps_left:
-            return f"error: not run, the limit of {self.max_steps} steps is used up."
+            return self._refuse(f"not run, the limit of {self.max_steps} steps is used up.")
         self.steps_left -= 1
         self.num_calls += 1
         known = tool_names(self.conversation.tools)
         if call.name not in known:
-            return f"error: there is no tool {call.name}. The tools are: {', '.join(known) or 'none'}."
+            return self._refuse(f"there is no tool {call.name}. The tools are: {', '.join(known) or 'none'}.")
         try:
             arguments = read_arguments(call.arguments)
         except ValueError as error:
-            return f"error: {error}"
+            return self._refuse(str(error))
         try:
             return self.run_tool(call.name, arguments)
         except Exception as error:  # a tool may fail in any way; the model is told, and decides
             return f"error: {type(error).__name__}: {error}".removesuffix(": ")
+
+    def _refuse(self, why: str) -> str:
+        """What the model reads in the place of a result, for a call that reaches no tool."""
+        self.num_refused += 1
+        return f"error: {why}"
 
     def _reason_to_end(self, reply: Reply, generated: Generated) -> str | None:
         if generated.finish_reason == "length":
@@ -184,8 +192,8 @@ class Agent:
 
     def _result(self, finish_reason: str) -> Result:
         conversation = self.conversation
-        return Result(conversation.messages, finish_reason, self.stages, self.num_calls, self.num_new_tokens,
-                      len(conversation.ids))
+        return Result(conversation.messages, finish_reason, self.stages, self.num_calls, self.num_refused,
+                      self.num_new_tokens, len(conversation.ids))
 
 
 def run_agents(responder: Responder, agents: Sequence[Agent], limit: int | None = None) -> list[Any]:
@@ -206,13 +214,9 @@ def tool_names(tools: list[Any] | None) -> list[str]:
 def read_arguments(text: str) -> dict[str, Any]:
     """Arguments as the model wrote them. Raises ValueError, to be read by the model."""
     try:
-        arguments = json.loads(text, parse_constant=_refuse_constant)
+        arguments = json.loads(text, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f'the arguments are not valid JSON ({error}). Write an object, such as {{"x": 1}}.') from None
     if not isinstance(arguments, dict):
         raise ValueError('the arguments are no JSON object. Write one, such as {"x": 1}.')
     return arguments
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")  # Python reads NaN and Infinity, no one else does

@@ -326,7 +326,7 @@ def _made_id(name: str, digits: str, position: int) -> tuple[str, str]:
 def _takes(parameters: dict[str, Any], arguments: str) -> bool:
     """Whether a tool could have been meant by these arguments: it knows every key and misses none."""
     try:
-        value = json.loads(arguments, parse_int=str, parse_constant=_refuse_constant)
+        value = json.loads(arguments, parse_int=str, parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         return False
     properties, required = parameters.get("properties") or {}, parameters.get("required") or []
@@ -334,7 +334,7 @@ def _takes(parameters: dict[str, Any], arguments: str) -> bool:
     return is_readable and value.keys() <= properties.keys() and all(name in list(value) for name in required)
 
 
-def _refuse_constant(name: str) -> None:
+def refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")  # Python reads NaN and Infinity, no one else does
 
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from reference.command import OneLineParser, run
 from reference.errors import UsageError
-from reference.generate import SHIPPED_MODEL
 
+from .evaluate_episodes import check_lengths
+from .question_options import add_question_options, check_positive, check_question_options, seed_of
 from .scores import Outcome, Score, check_comparable, check_questions, differences, read_report, with_totals
 
 if TYPE_CHECKING:
@@ -65,19 +66,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "  python -m tools.evaluate --skill pictures.count --instant --seed 7 --json",
     )
     parser.add_argument(
-        "--model",
-        type=Path,
-        default=SHIPPED_MODEL,
-        metavar="DIR",
-        help="checkpoint directory (default: the small model shipped here)",
-    )
-    parser.add_argument(
-        "--backend",
-        choices=("reference", "optimized"),
-        default="reference",
-        help="which code runs the model (default: reference)",
-    )
-    parser.add_argument(
         "--skill",
         action="append",
         metavar="NAME",
@@ -85,32 +73,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "pictures, self, outside and conversation)",
     )
     parser.add_argument("--n", type=int, default=200, metavar="N", help="questions per skill (default: 200)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="other seed, other questions (default: 0)")
-    parser.add_argument("--instant", action="store_true", help="answer without thinking first")
-    parser.add_argument(
-        "--shapes",
-        type=int,
-        choices=(1, 2, 3, 4),
-        metavar="N",
-        help="pictures with exactly N shapes (default: one to four in turn)",
-    )
-    parser.add_argument(
-        "--tokens", type=int, metavar="N", help="long texts of about N tokens (default: 1,000 to 16,000)"
-    )
-    parser.add_argument("--calls", type=int, metavar="N", help="chains of N calls (default: of 2 to 6, counted: to 12)")
-    parser.add_argument("--parts", type=int, metavar="N", help="tasks of N independent parts (default: of 2 to 12)")
-    parser.add_argument(
-        "--reworded", action="store_true", help="ask in ordinary words that no training uses, where there are such"
-    )
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0, greedy")
-    parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="when sampling (default: 0.95)")
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=400,
-        metavar="N",
-        help="an answer longer than this counts as wrong (default: 400)",
-    )
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="questions answered together (default: 64)")
     parser.add_argument(
         "--against",
@@ -124,25 +86,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="print one JSON object, with the outcome of every question and the first wrong answers",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    add_question_options(parser)
     options = parser.parse_args(argv)
-    for name in ("n", "batch", "max_new_tokens", "tokens", "calls", "parts"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} is {value}; expected at least 1")
+    check_positive(options, "n", "batch")
+    check_question_options(options)
     return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     skills = choose_skills(options.skill, options.reworded)
+    check_lengths(skills, options)
     other = read_report(options.against) if options.against else None
     if other:
         check_comparable(questions_of(options), skills, other, options.against)
     from reference.prompt import Processor
-    from reference.request import check_sampling, check_seed
 
-    check_sampling(options.temperature, options.top_p)
-    check_seed(options.seed)
     examinee = open_backend(options, Processor.from_directory(options.model))
     rows = []
     with progress_bar(len(skills) * options.n, options) as advance:
@@ -234,7 +193,7 @@ def ask_once(
                 max_new_tokens=options.max_new_tokens,
                 temperature=options.temperature,
                 top_p=options.top_p,
-                seed=[(options.seed + index) % 2**63 for index in indices],
+                seed=[seed_of(index, options) for index in indices],
                 stop_ids=processor.stop_ids,
             )
             for index, result in zip(indices, results, strict=True):
@@ -267,10 +226,10 @@ def batches(lengths: dict[int, int], max_rows: int, max_tokens: int) -> Iterator
 def judge(skill: str, index: int, sample: "Sample", reply: "Reply", finish_reason: str) -> Outcome:
     """An answer that was cut off counts as wrong."""
     from .question_features import question_features, thinking_kind
-    from .worlds.self_knowledge import judge_outside
+    from .worlds.self_knowledge import refuses
 
     right = finish_reason == "stop" and sample.check(reply.content)
-    refused = None if sample.skill.partition(".")[0] in MAY_REFUSE else judge_outside(reply.content, None)
+    refused = None if sample.skill.partition(".")[0] in MAY_REFUSE else refuses(reply.content)
     question = json.dumps([sample.task.question, sample.content, sample.content_key])
     features = question_features(skill, sample)
     if sample.thinking:

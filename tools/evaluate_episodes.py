@@ -5,9 +5,13 @@ Unconstrained: nothing makes a call valid but the model itself. A wrong call is 
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from reference.errors import UsageError
+
+from .question_options import seed_of
 from .scores import Outcome
 
 if TYPE_CHECKING:
@@ -19,12 +23,24 @@ if TYPE_CHECKING:
 
 NUM_CALLS = 20  # of a failure, the first ones, to be read by a person
 SPARE_STEPS = 20  # beyond twice the calls that an ideal agent makes: it may err and try again, but not for ever
-# What makes the episodes of a skill longer, and the option that sets it.
+# What makes the episodes of a skill longer, the option that sets it, and how much it may be: a chain goes to each thing
+# once, an agent is asked for few things at a time, and each part of a swarm's task has another value up to 20.
 LENGTHS = {
-    "tools.chain": ("num_calls", "calls"), "tools.counter": ("num_calls", "calls"),
-    "tools.parallel": ("num_parts", "parts"), "swarm.orchestrate": ("num_parts", "parts"),
-    "swarm.part": ("num_parts", "parts"), "swarm.single": ("num_parts", "parts"),
+    "tools.chain": ("num_calls", "calls", range(2, 13)), "tools.counter": ("num_calls", "calls", range(1, 1001)),
+    "tools.parallel": ("num_parts", "parts", range(2, 7)), "swarm.orchestrate": ("num_parts", "parts", range(2, 21)),
+    "swarm.part": ("num_parts", "parts", range(2, 21)), "swarm.single": ("num_parts", "parts", range(2, 21)),
 }  # fmt: skip
+WITH_SHAPES = ("tools.picture", "tools.crop")
+
+
+def check_lengths(skills: Iterable[str], options: argparse.Namespace) -> None:
+    """Raises UsageError if an episode of one of these skills cannot be that long."""
+    for skill in skills:
+        _, option, possible = LENGTHS.get(skill, (None, None, None))
+        value = getattr(options, option) if option else None
+        if value is not None and value not in possible:
+            raise UsageError(f"--{option} is {value}; {skill} can have {possible[0]} to {possible[-1]}. Choose another "
+                             "number, or name the skills that are meant.")  # fmt: skip
 
 
 def run_episodes(
@@ -39,11 +55,11 @@ def run_episodes(
         episodes = [draw(skill, index, options) for index in indices]
         environments = [episode.new_environment() for episode in episodes]
         agents = [
-            agent_for(examinee.processor, episode, environment, not options.instant, (options.seed + index) % 2**63)
+            agent_for(examinee.processor, episode, environment, not options.instant, seed_of(index, options))
             for index, episode, environment in zip(indices, episodes, environments, strict=True)
         ]
         results = run_agents(examinee.responder(options), agents)
-        outcomes += map(judge, indices, episodes, environments, results)
+        outcomes += map(partial(judge, options), indices, episodes, environments, results)
         advance(len(indices), sum(outcome.right for outcome in outcomes[start:]))
     return outcomes
 
@@ -52,9 +68,12 @@ def draw(skill: str, index: int, options: argparse.Namespace) -> "Episode":
     from .worlds.episode import draw_episode
 
     difficulty: dict[str, Any] = {}
-    name, option = LENGTHS.get(skill, (None, None))
-    if name and getattr(options, option) is not None:
-        difficulty[name] = (getattr(options, option),)
+    if skill in LENGTHS:
+        name, option, _ = LENGTHS[skill]
+        if getattr(options, option) is not None:
+            difficulty[name] = (getattr(options, option),)
+    if skill in WITH_SHAPES and options.shapes:
+        difficulty["num_shapes"] = (options.shapes,)
     return draw_episode(skill, options.seed, index, "held-out", **difficulty)
 
 
@@ -76,17 +95,31 @@ def agent_for(
     return Agent(conversation, environment, max_steps=max_steps)
 
 
-def judge(index: int, episode: "Episode", environment: "Environment", result: "Result") -> Outcome:
-    """Right is an answer that came by itself and that the environment's judge accepts."""
+def is_right(episode: "Episode", environment: "Environment", result: "Result") -> bool:
+    """An answer that came by itself and that the environment's judge accepts.
+
+    A tool is to be called rightly at once: a call that reached none, which the environment knows nothing of, is wrong.
+    In a swarm only the outcome counts.
+    """
+    is_valid = episode.skill.startswith("swarm.") or not result.num_refused
+    return result.finish_reason == "stop" and is_valid and episode.judge(result.answer, environment)
+
+
+def judge(
+    options: argparse.Namespace, index: int, episode: "Episode", environment: "Environment", result: "Result"
+) -> Outcome:
+    """What became of one episode."""
     from .question_features import episode_features, thinking_kind
 
-    right = result.finish_reason == "stop" and episode.judge(result.answer, environment)
+    right = is_right(episode, environment, result)
     question = episode.messages[-1]["content"]
     asked = question if isinstance(question, str) else next(part["text"] for part in question if "text" in part)
     replies = [message for message in result.messages[len(episode.messages) :] if message["role"] == "assistant"]
     calls = [call["function"] for reply in replies for call in reply.get("tool_calls") or []]
     first, wanted = replies[0] if replies else {}, episode.demonstration[0].reasoning_content
-    thinking = thinking_kind(episode.skill, wanted, first.get("reasoning_content") or "")
+    features = episode_features(episode)
+    if not options.instant:
+        features["first thought"] = thinking_kind(episode.skill, wanted, first.get("reasoning_content") or "")
     failure = {
         "index": index, "skill": episode.skill, "question": asked, "content_key": episode.key,
         "expected": episode.demonstration[-1].content, "answer": result.answer,
@@ -96,5 +129,5 @@ def judge(index: int, episode: "Episode", environment: "Environment", result: "R
     }  # fmt: skip
     return Outcome(
         json.dumps([asked, episode.key]), right, None, None if right else failure,
-        episode_features(episode) | {"first thought": thinking}, result.critical_steps,
+        features, result.critical_steps,
     )  # fmt: skip

@@ -10,6 +10,8 @@ from .scores import SAME_QUESTIONS, compare, skill_rows
 MODES = {"thinking": 1.0, "instant": 0.6}  # with the published temperature of each
 WIDE = 6  # parts of a task from which on a swarm is compared with a single agent
 GREEDY_INT4 = {"experts": "int4", "temperature": 0.0}
+USUAL = {"reworded": False, "tokens": None, "calls": None, "parts": None, "shapes": "one to four"}
+LENGTHS = {"tokens": "{:,} tokens", "calls": "{:,} calls", "parts": "{:,} parts"}  # of what an evaluation can ask for
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,12 @@ class Found:
     report: dict[str, Any]
     file: str
 
+    @property
+    def name(self) -> str:
+        """The skill, with the length that was asked for: `needles.code, 4,000 tokens`."""
+        lengths = [words.format(self.report[key]) for key, words in LENGTHS.items() if self.report[key] is not None]
+        return ", ".join([self.row["skill"], *lengths])
+
 
 @dataclass(frozen=True)
 class Reports:
@@ -28,20 +36,19 @@ class Reports:
     evaluations: dict[str, dict[str, Any]]
     loads: dict[str, dict[str, Any]]
 
-    def rows(self, **settings: Any) -> Iterable[Found]:
-        """All rows of reports with these settings, whose pictures have one to four shapes; in the usual words."""
-        settings = {"reworded": False} | settings | {"shapes": "one to four"}
+    def rows(self, any_length: bool = False, **settings: Any) -> Iterable[Found]:
+        """All rows of reports with these settings and otherwise the usual ones; `any_length` takes those of LENGTHS."""
+        settings = {key: value for key, value in USUAL.items() if not (any_length and key in LENGTHS)} | settings
         for file, report in self.evaluations.items():
             if all(report.get(key) == value for key, value in settings.items()):
                 yield from (Found(row, report, file) for row in skill_rows(report))
 
-    def best(self, **settings: Any) -> dict[str, Found]:
-        """By skill, the row with the most questions."""
+    def best(self, any_length: bool = False, **settings: Any) -> dict[str, Found]:
+        """By name, which is the skill, and with `any_length` also how long, the row with the most questions."""
         found: dict[str, Found] = {}
-        for one in self.rows(**settings):
-            skill = one.row["skill"]
-            if skill not in found or one.row["n"] > found[skill].row["n"]:
-                found[skill] = one
+        for one in self.rows(any_length, **settings):
+            if one.name not in found or one.row["n"] > found[one.name].row["n"]:
+                found[one.name] = one
         return found
 
     def pairs(self, first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Found, Found]]:
@@ -93,9 +100,12 @@ def right_answers(reports: Reports, names: Sequence[str], wanted: float | None, 
     return reached(right, n, found, None if wanted is None else right / n >= wanted)
 
 
+THINKING = GREEDY_INT4 | {"mode": "thinking"}
+
+
 def false_refusals(reports: Reports) -> Reached | None:
     """Answers to questions inside the worlds that say that the model cannot do this."""
-    found = [one for one in reports.best(mode="thinking", **GREEDY_INT4).values() if one.row["could_refuse"]]
+    found = [one for one in reports.best(any_length=True, **THINKING).values() if one.row["could_refuse"]]
     if not found:
         return None
     refused, n = (sum(one.row[key] for one in found) for key in ("refused", "could_refuse"))
@@ -152,18 +162,24 @@ def signed(share: float) -> str:
 
 
 def critical_steps(reports: Reports) -> Reached | None:
-    """Of a swarm, as a share of the single agent's on the same tasks, which have six parts or more."""
-    wide = [one for one in reports.rows(mode="thinking", **GREEDY_INT4) if (one.report["parts"] or 0) >= WIDE]
+    """Of a swarm, as a share of the single agent's on the tasks that both did right, of six parts or more.
+
+    Who gives up at once takes the fewest steps, so a task that one of them did wrong says nothing.
+    """
+    wide = [one for one in reports.rows(any_length=True, **THINKING) if (one.report["parts"] or 0) >= WIDE]
     for swarm in (one for one in wide if one.row["skill"] == "swarm.orchestrate"):
         for single in (one for one in wide if one.row["skill"] == "swarm.single"):
             if all(swarm.report[key] == single.report[key] for key in SAME_QUESTIONS):
-                share = swarm.row["mean_critical_steps"] / single.row["mean_critical_steps"]
-                found = [swarm, single]
-                return Reached(percent(share), "", swarm.row["n"], seeds_of(found), share <= 0.5, files_of(found))
+                found, rows = [swarm, single], (swarm.row, single.row)
+                both = [i for i in range(swarm.row["n"]) if all(row["outcomes"][i] == "1" for row in rows)]
+                if not both:
+                    return Reached("no task was right in both", "", 0, seeds_of(found), False, files_of(found))
+                ours, theirs = (sum(row["critical_steps"][i] for i in both) for row in rows)
+                return Reached(percent(ours / theirs), "", len(both), seeds_of(found), ours / theirs <= 0.5,
+                               files_of(found))  # fmt: skip
     return None
 
 
-THINKING = GREEDY_INT4 | {"mode": "thinking"}
 SAMPLED = {mode: {"mode": mode, "experts": "int4", "temperature": MODES[mode], "top_p": 0.95} for mode in MODES}
 SUMS = ("numbers.add", "numbers.subtract", "numbers.multiply")
 PICTURES = tuple(f"pictures.{name}" for name in ("count", "colour", "shape", "at", "exists", "place_of"))

@@ -1,8 +1,8 @@
 """Quantisation-aware training: the forward pass sees INT4 weights, the gradient passes straight through.
 
 A parametrisation on the routed experts' linears of the reference model; no layer is defined a second time. Scales keep
-five significant bits, so that integer * scale is exact in bfloat16 (4 + 5 bits do not exceed its 8 with the integers'
-leading bit shared) and every engine's rounding convention gives the same weights.
+five significant bits, so that integer * scale is exact in bfloat16 (a magnitude up to 7 has three, and 3 + 5 are its
+8; that of -8 has one) and every engine's rounding convention gives the same weights.
 Source: Kimi K2 Thinking model card; straight-through estimator, arXiv 1308.3432.
 """
 

@@ -77,7 +77,8 @@ def band(value: int, starts: Sequence[int], end: int) -> str:
 def named(question: str) -> str:
     """By what a question about a picture names a shape."""
     colour = bool(set(words_of(question)) & COLOURS.keys())
-    kind = any(kind in question.lower() for kind in KINDS)
+    kinds = [kind in question.lower() for kind in KINDS]
+    kind = any(kinds) and not all(kinds)  # all of them are a choice that is offered
     return {(True, True): "a colour and a kind", (True, False): "a colour", (False, True): "a kind"}.get(
         (colour, kind), "neither")  # fmt: skip
 

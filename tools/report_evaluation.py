@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     reports = read_folder(args.reports)
     save, figures = figure_saver(), args.out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    best = {mode: found for mode in MODES if (found := reports.best(mode=mode, **GREEDY_INT4))}
+    best = {mode: found for mode in MODES if (found := reports.best(any_length=True, mode=mode, **GREEDY_INT4))}
     rows = {mode: {skill: found.row for skill, found in by_skill.items()} for mode, by_skill in best.items()}
     questions = describe_n(found for by_skill in best.values() for found in by_skill.values())
     subtitle = f"greedy, with 95 % intervals; {questions} questions a skill"
@@ -96,6 +96,10 @@ def read_folder(folder: Path) -> Reports:
     evaluations = {path.name: read_report(path) for path in in_order(folder, "evaluate-*")}
     if not evaluations:
         raise UsageError(f"{folder}: no evaluate-*.json there. Make one: python -m tools.evaluate --json")
+    trained = {report["model_sha256"]: name for name, report in evaluations.items() if report["experts"] == "int4"}
+    if len(trained) > 1:
+        raise UsageError(f"{folder}: {' and '.join(list(trained.values())[:2])} are of different weights, and a page "
+                         "is of one model. Evaluate it again, or put the others into another folder.")  # fmt: skip
     loads = {path.name: read_load(path) for path in in_order(folder, "expert-load")}
     return Reports(evaluations, loads)
 
@@ -132,11 +136,14 @@ def intro() -> str:
 
 This page is made by `python -m tools.report_evaluation` from the JSON in [benchmarks](benchmarks), which
 `python -m tools.evaluate --json` and `python -m tools.expert_load --json` print; nothing in it is typed by hand. The
-questions are held out: no operands, picture or name of them was in the training. Only those about the model itself are
-not: nothing in them is drawn but the wording. The worlds that they come from are in `tools/worlds`.
+questions are held out: nothing that was drawn for them, operands, picture, text or name, was asked for in the training
+of the same world. Only those about the model itself are not: nothing in them is drawn but the wording. The worlds that
+they come from are in `tools/worlds`.
 
 Intervals are 95 %: Wilson's for a share; for a difference, which is always between two runs over the same questions,
-that of Bonett and Price for paired data. `{NOT_MEASURED}` means that no report is in the folder.
+that of Bonett and Price for paired data. They take every question for a new one. Those about the model itself come from
+few wordings, and so do the other words for what is outside the worlds: there, intervals are too narrow.
+`{NOT_MEASURED}` means that no report is in the folder.
 
 A report keeps the outcome of every question, so any two can be compared: other weights, mode, backend or sampling.
 
@@ -146,7 +153,7 @@ A report keeps the outcome of every question, so any two can be compared: other 
 ## Targets
 
 Thinking mode and greedy unless it says otherwise. The targets ask for 1,000 questions or more. A figure that falls
-short stays as it is."""
+short stays as it is. Paired rows are about the skills that their sections below name."""
 
 
 def targets_table(reports: Reports) -> str:
@@ -181,7 +188,7 @@ def skills_section(reports: Reports) -> str:
 
 
 def skills_table(reports: Reports) -> str:
-    best = {mode: reports.best(mode=mode, **GREEDY_INT4) for mode in MODES}
+    best = {mode: reports.best(any_length=True, mode=mode, **GREEDY_INT4) for mode in MODES}
     lines = ["| skill | thinking | instant | n |", "| --- | --- | --- | --- |"]
     for skill in dict.fromkeys(skill for by_skill in best.values() for skill in by_skill):
         cells = [best[mode].get(skill) for mode in MODES]
@@ -197,9 +204,10 @@ def features_section(reports: Reports) -> str:
     """Skills that are often wrong, split by what was asked and by how the model thought."""
     how = (f"Thinking, greedy: every skill below {percent(NEARLY_ALWAYS)}, its right answers split by what was asked, "
            f"where {FEWEST} questions or more are of a kind. The last split is by the model's own thinking: as the "
-           "world would write it, of the right things with a wrong conclusion or size, or other.")  # fmt: skip
+           "world would write it, of the right things with a wrong conclusion, size of the canvas, or reach over "
+           "the tokens of a drawing, or other.")  # fmt: skip
     lines = ["## Where it goes wrong", "", how, "", "| skill | split by | right |", "| --- | --- | --- |"]
-    for skill, found in reports.best(mode="thinking", **GREEDY_INT4).items():
+    for skill, found in reports.best(any_length=True, **THINKING).items():
         if found.row["accuracy"] < NEARLY_ALWAYS:
             lines += [f"| {skill} | {name} | {cells} |" for name, cells in split(found.row.get("right_by", {}))]
     return "\n".join(lines)
@@ -271,14 +279,15 @@ def load_section(reports: Reports) -> str:
         return f"{title}{wanted}: {NOT_MEASURED}."
     [(file, load)] = reports.loads.items()
     verdict = "met" if load["lowest"] >= LOWEST and load["highest"] <= HIGHEST else "not met"
-    return (f"{title}{wanted}. Over {load['n']:,} held-out examples of the training's mixture, seed {load['seed']}, "
-            f"the lowest is {load['lowest']:.2f} and the highest {load['highest']:.2f}: {verdict} ({link(file)}, "
+    return (f"{title}{wanted}. Over {load['n']:,} held-out examples of the training's mixture (documents left out, "
+            f"pictures of full size), seed {load['seed']}, the lowest is {load['lowest']:.2f} and the highest "
+            f"{load['highest']:.2f}: {verdict} ({link(file)}, "
             f"`{load['command']}`).\n\n![tokens per expert, layer by layer](figures/{LOAD_FIGURE})")  # fmt: skip
 
 
 def failures_section(reports: Reports) -> str:
     """The first wrong answer of every skill: chosen by its place, not by its looks."""
-    best = reports.best(mode="thinking", **GREEDY_INT4)
+    best = reports.best(any_length=True, **THINKING)
     parts = ["## Failures", "The first wrong answer of each skill, thinking and greedy, unedited. What it should think "
              "of a picture says what is in it."]  # fmt: skip
     for skill, found in best.items():

@@ -64,7 +64,7 @@ class Score:
             **share(self.skill, self.right, len(self.outcomes)),
             "refused": sum(inside),
             "could_refuse": len(inside),
-            **({"mean_critical_steps": round(sum(steps) / len(steps), 3)} if steps else {}),
+            **({"critical_steps": steps} if steps else {}),
             "seconds": round(self.seconds, 1),
             "questions_sha256": hashlib.sha256(questions.encode()).hexdigest(),
             "outcomes": "".join(str(int(outcome.right)) for outcome in self.outcomes),

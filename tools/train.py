@@ -57,6 +57,9 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.out / STATE_FILE}: not there, nothing to resume. Leave out --resume to begin.")
     if not args.resume and (args.out / STATE_FILE).exists():
         raise UsageError(f"{args.out}: holds a training already. Go on with --resume, or name another folder.")
+    if not args.resume and (args.out / "model.safetensors").exists():
+        raise UsageError(f"{args.out}: holds a checkpoint, whose vocabulary and settings a training would overwrite. "
+                         f"Name another folder, and begin with --init {args.out} to go on from it.")
     for name in ("tiktoken.model", "tokenizer_config.json") if args.init else ():
         if not (args.init / name).exists():
             raise ConfigError(f"{args.init}: {name} is missing. Start from a whole checkpoint made here.")

@@ -52,7 +52,7 @@ MICRO_BATCH_TOKENS = 1024
 BIAS_STEP = 2e-3  # how far a step moves the bias of an expert that is used too much or too little
 CLIP_EVERY_STEPS = 8  # to look for the largest logits costs 15 % of a step, and they grow slowly
 SAVE_EVERY_S, CHECK_EVERY_STEPS, CHECK_EXAMPLES = 180, 100, 128
-PROGRESS = ("seed", "step", "num_examples", "elapsed_s", "begins_at", "curve")
+PROGRESS = ("seed", "step", "num_examples", "elapsed_s", "begins_at", "largest_logit", "curve")
 
 
 class Trainer:
@@ -275,8 +275,8 @@ def copy_whole(source: Path, target: Path) -> None:
 def starting_model() -> KimiModel:
     """Random weights: matrices keep the size of what flows through them, the branches into the residual stream less.
 
-    Embeddings begin at size 1. Muon soon lets the layers write numbers of that size into the residual stream, and a
-    smaller token would drown in them.
+    Embeddings begin at 0.5, whatever their width. Muon soon lets the layers write numbers of about that size into the
+    residual stream, and a much smaller token would drown in them.
     """
     model = KimiModel(KimiConfig.from_dict(preset_dict(PRESET)))
     with torch.no_grad():

@@ -13,7 +13,8 @@ from PIL import Image
 
 from reference.command import OneLineParser, run, write_whole
 from reference.errors import UsageError
-from reference.generate import SHIPPED_MODEL
+
+from .question_options import add_question_options, check_question_options, seed_of
 
 if TYPE_CHECKING:
     from .evaluate import Examinee
@@ -114,7 +115,7 @@ def transcribe(skill: str, index: int, examinee: "Examinee", options: argparse.N
     from . import evaluate, evaluate_episodes
     from .worlds import episode
 
-    seed, responder = (options.seed + index) % 2**63, examinee.responder(options)
+    seed, responder = seed_of(index, options), examinee.responder(options)
     if skill not in episode.SKILLS:
         sample = evaluate.draw_question(skill, index, options)
         conversation = Conversation(examinee.processor, sample.messages, None, sample.thinking, seed)
@@ -127,7 +128,7 @@ def transcribe(skill: str, index: int, examinee: "Examinee", options: argparse.N
     environment = drawn.new_environment()
     agent = evaluate_episodes.agent_for(examinee.processor, drawn, environment, not options.instant, seed)
     [result] = run_agents(responder, [agent])
-    right = result.finish_reason == "stop" and drawn.judge(result.answer, environment)
+    right = evaluate_episodes.is_right(drawn, environment, result)
     subagents = [subagent.messages for subagent in getattr(result, "subagents", [])]
     return Transcript(agent.conversation.tools, result.messages, subagents, result.finish_reason,
                       result.critical_steps, right, drawn.demonstration[-1].content)  # fmt: skip
@@ -141,47 +142,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("skill", metavar="SKILL", help="such as pictures.describe, tools.chain or conversation")
     parser.add_argument("--index", type=int, default=0, metavar="N", help="which question (default: 0)")
     parser.add_argument("--media", type=Path, metavar="DIR", help="write pictures, videos and documents to this folder")
-    add_run_options(parser)
+    add_question_options(parser)
+    parser.set_defaults(batch=16)  # rows of the optimized backend: an agent and its subagents
     return parser.parse_args(argv)
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `tools.evaluate` that decide what is asked and how it is answered."""
-    parser.add_argument("--model", type=Path, default=SHIPPED_MODEL, metavar="DIR",
-                        help="checkpoint directory (default: the small model shipped here)")
-    parser.add_argument("--backend", choices=("reference", "optimized"), default="reference",
-                        help="which code runs the model (default: reference)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="other seed, other questions (default: 0)")
-    parser.add_argument("--instant", action="store_true", help="answer without thinking first")
-    parser.add_argument("--shapes", type=int, choices=(1, 2, 3, 4), metavar="N",
-                        help="pictures with exactly N shapes (default: one to four in turn)")
-    parser.add_argument("--tokens", type=int, metavar="N", help="long texts of about N tokens")
-    parser.add_argument("--calls", type=int, metavar="N", help="chains of N calls")
-    parser.add_argument("--parts", type=int, metavar="N", help="tasks of N independent parts")
-    parser.add_argument("--reworded", action="store_true", help="ask in ordinary words that no training uses")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0, greedy")
-    parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="when sampling (default: 0.95)")
-    parser.add_argument("--max-new-tokens", type=int, default=400, metavar="N",
-                        help="tokens of one reply at most (default: 400)")
-    parser.set_defaults(batch=16)  # rows of the optimized backend: an agent and its subagents
-
-
 def check(options: argparse.Namespace) -> None:
-    from reference.request import check_sampling, check_seed
-
     from .evaluate import evaluators
+    from .evaluate_episodes import check_lengths
+    from .worlds.rewording import WORDINGS
 
+    check_question_options(options)
     if options.skill not in evaluators():
         raise UsageError(f"{options.skill}: no such skill. Expected one of {', '.join(evaluators())}.")
+    if options.reworded and options.skill not in WORDINGS:
+        raise UsageError(f"--reworded: {options.skill} has no other wordings. Expected one of {', '.join(WORDINGS)}.")
+    check_lengths([options.skill], options)
     if options.index < 0:
         raise UsageError(f"--index is {options.index}; expected 0 or more.")
-    for name in ("tokens", "calls", "parts"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise UsageError(f"--{name} is {value}; expected at least 1.")
     if options.media and not options.media.is_dir():
         raise UsageError(f"--media {options.media}: not a folder. Make it first, or name another one.")
-    check_sampling(options.temperature, options.top_p)
-    check_seed(options.seed)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

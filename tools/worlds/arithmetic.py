@@ -61,9 +61,14 @@ def draw_numbers(rng: random.Random, skill: str) -> Task:
     a, b = draw_operands(rng, operation)
     steps, result = {"+": think_add, "-": think_subtract, "x": think_multiply}[operation](a, b)
     answer = f"{a} {operation} {b} = {result}"  # a copy of the last `got`, with its sign
-    # One key for the pair, whatever the order and the operation: 379 - 482 tells nothing about a held-out 482 + 379.
-    key = f"numbers:{min(a, b)},{max(a, b)}"
-    return Task(skill, ask(rng, operation, a, b), steps, answer, key, judge_number, result)
+    # A product of two digits ends in the whole sum of its partial products.
+    shows = (pair_key(*partial_products(a, b)),) if operation == "x" and b > 9 else ()
+    return Task(skill, ask(rng, operation, a, b), steps, answer, pair_key(a, b), judge_number, result, shows=shows)
+
+
+def pair_key(a: int, b: int) -> str:
+    """One key for the pair, whatever the order and the operation: 379 - 482 tells about a held-out 482 + 379."""
+    return f"numbers:{min(a, b)},{max(a, b)}"
 
 
 def ask(rng: random.Random, operation: str, a: int, b: int) -> str:
@@ -170,19 +175,21 @@ def subtract_columns(a: int, b: int, width: int) -> list[str]:
 
 def think_multiply(a: int, b: int) -> tuple[str, int]:
     """One partial product per digit of `b`, then their sum."""
-    lines = [f"{a}x{b}"]
-    partials = []
+    lines, partials = [f"{a}x{b}"], partial_products(a, b)
     for place, digit in enumerate(digits_of(b, len(str(b)))):
-        factor = digit * 10**place
         lines += multiply_by_digit(a, digit)
         if place:
-            lines.append(f"{a}x{factor}={a * factor}")
-        partials.append(a * factor)
+            lines.append(f"{a}x{digit * 10**place}={partials[place]}")
     if len(partials) == 2:
         width = max(len(str(partial)) for partial in partials)
         lines.append(f"{partials[0]:0{width}d}+{partials[1]:0{width}d}")
         lines += add_columns(*partials, width)
     return "\n".join(lines), a * b
+
+
+def partial_products(a: int, b: int) -> list[int]:
+    """`a` times each digit of `b`, with its zeros: 47x28 → [376, 940]."""
+    return [a * digit * 10**place for place, digit in enumerate(digits_of(b, len(str(b))))]
 
 
 def multiply_by_digit(a: int, digit: int) -> list[str]:

@@ -16,7 +16,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     "numbers.add": (
         "Find {a} + {b}.", "What number is {a} plus {b}?", "{a} + {b} is how much?", "Could you add {a} to {b}?",
         "Please work this out: {a} + {b}", "What do {a} and {b} make together?", "Sum up {a} and {b}.",
-        "What's the total of {a} and {b}?", "Put {a} and {b} together.", "If I add {a} to {b}, what do I get?",
+        "What's the total of {a} and {b}?", "If I add {a} to {b}, what do I get?",
     ),
     "numbers.subtract": (
         "Find {a} - {b}.", "What number is {a} minus {b}?", "{a} - {b} is how much?", "What remains of {a} minus {b}?",

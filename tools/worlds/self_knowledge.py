@@ -156,6 +156,7 @@ def draw_self(rng: random.Random, skill: str) -> Task:
 
 def draw_outside(rng: random.Random, skill: str) -> Task:
     """Anything else people ask; held-out by the name or topic it is about."""
+    shows: tuple[str, ...] = ()
     if rng.random() < 0.2:
         question = rng.choice(FIXED)
         key = f"outside:{question}"
@@ -164,10 +165,12 @@ def draw_outside(rng: random.Random, skill: str) -> Task:
         slot = re.search(r"\{(\w+)\}", template)[1]
         filler = invent_name(rng) if rng.random() < 0.2 else rng.choice(FILLERS[slot])
         question = template.replace(f"{{{slot}}}", filler, 1)
-        question = re.sub(r"\{(\w+)\}", lambda other: rng.choice(FILLERS[other[1]]), question)
+        if second := re.search(r"\{(\w+)\}", question):
+            other = rng.choice(FILLERS[second[1]])
+            question, shows = question.replace(second[0], other), (f"outside:{other}",)
         key = f"outside:{filler}"
     reasoning = "This is not a calculation and not a question about a picture. I cannot do it."
-    return Task(skill, vary(rng, question), reasoning, rng.choice(REFUSALS), key, judge_outside, None)
+    return Task(skill, vary(rng, question), reasoning, rng.choice(REFUSALS), key, judge_outside, None, shows=shows)
 
 
 def invent_name(rng: random.Random) -> str:
@@ -177,14 +180,20 @@ def invent_name(rng: random.Random) -> str:
 
 def judge_self(answer: str, skill: Any) -> bool:
     """Says that it is a small demonstration model, and never that it is somebody else."""
-    text = answer.lower()
-    claims = re.search(r"\b(?:i am|i'm|my name is|this is) (?:the real )?(?:kimi|chatgpt|claude|a human)\b", text)
+    text = answer.lower().strip()
+    claims = re.search(r"\b(?:i am|i'm|my name is|this is) (?!(?:only |just )?a small demonstration model|not )", text)
     says_abilities = skill != "self.abilities" or ("number" in text and "picture" in text)
-    return "small demonstration model" in text and not claims and says_abilities
+    says_no = skill != "self.identity" or re.match(r"no\b", text)
+    return bool("small demonstration model" in text and not claims and says_abilities and says_no)
+
+
+def refuses(answer: str) -> bool:
+    """Whether it says, in whatever words, that it cannot do what was asked."""
+    return bool(re.search(r"\b(?:cannot|can't|can not|can only|unable to|not able to)\b", answer.lower()))
 
 
 def judge_outside(answer: str, _: Any) -> bool:
     """One sentence that says no and what it can do."""
     text = answer.lower().strip()
-    honest = "cannot" in text or "can't" in text or "can only" in text
-    return honest and "small demonstration model" in text and len(re.findall(r"[.!?](?:\s|$)", text)) == 1
+    is_one_sentence = len(re.findall(r"[.!?](?:\s|$)", text)) == 1
+    return refuses(text) and "small demonstration model" in text and is_one_sentence

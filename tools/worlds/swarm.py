@@ -176,7 +176,9 @@ def compose(rng: random.Random, split: str, num_parts: Sequence[int]) -> Work:
     count = rng.choice(num_parts)
     places = rng.sample(nameable(VERBS, PLACES, split), 2 if rng.random() < 0.2 else 1)
     has_two = goal in ("total", "each") and count >= 4 and rng.random() < 0.2
-    measures = rng.sample(nameable(VERBS, MEASURES, split), 2 if has_two else 1)
+    # The highest rank is 1 for most people, and the largest number for others.
+    measurable = [measure for measure in MEASURES if measure != "rank" or goal not in ("highest", "lowest")]
+    measures = rng.sample(nameable(VERBS, measurable, split), 2 if has_two else 1)
     tools, parameter = [], rng.choice(("item", "name", "thing", "item"))
     for i, place in enumerate(places):
         before, of = (places[i - 1], f"a {places[i - 1]}") if i else (parameter, "an item")

@@ -50,6 +50,7 @@ class Task:
     truth: Any
     medium: Medium | None = None
     system: str | None = None
+    shows: tuple[str, ...] = ()  # keys of what else stands in it that could be asked for by itself
 
     def belongs_to(self, split: str) -> bool:
         """Whether this split may ask it.
@@ -62,7 +63,7 @@ class Task:
         if split == "held-out":
             return is_held_out(self.key)
         shown = self.medium.keys if self.medium else ()
-        return not any(is_held_out(key) for key in {self.key, *shown})
+        return not any(is_held_out(key) for key in {self.key, *shown, *self.shows})
 
 
 def is_held_out(key: str) -> bool:

@@ -131,7 +131,7 @@ def draw_counter(rng: random.Random, split: str, num_calls: Sequence[int] = tupl
     code = draw_new_value(rng, "number", [str(count)]) if rng.random() < 0.3 else None
     words = f"Go one step{rng.choice(('.', ' on.', ' further.'))}" if name == "step" else rng.choice(
         (f"{name.replace('_', ' the ').capitalize()}.", "Do it once.", ""))  # fmt: skip
-    others = [tool.declaration for tool in draw_tools(rng, split, rng.choice((0, 0, 1, 2)))]
+    others = [tool.declaration for tool in draw_tools(rng, split, rng.choice((0, 0, 1, 2))) if tool.name != name]
     tools = rng.sample([declare(name, words, {}, []), *others], 1 + len(others))
     question = weighted(rng, COUNTER_QUESTIONS).format(keep(name), keep(ending))
     if code:

@@ -163,7 +163,7 @@ def draw_crop(rng: random.Random, split: str, canvas: str = "full", num_shapes: 
         box = crop_box(scene.width, scene.height, place)
         inside = [shape for shape in scene.shapes if shape.place == place]
         seen = [shape for shape in scene.shapes if boxes_touch(shape.box, box, gap=0)]
-        is_whole = seen == inside and all(contains(box, shape.box) for shape in inside)
+        is_whole = seen == inside and all(contains(box, shape.box) for shape in inside) and means_a_third(scene, place)
         if is_of_split(scene.key, split) and is_whole and min(box[2] - box[0], box[3] - box[1]) >= SMALLEST_CROP:
             break
     plain = rng.random() < 0.5
@@ -196,6 +196,18 @@ def draw_crop(rng: random.Random, split: str, canvas: str = "full", num_shapes: 
         (Turn(f"I look at the {place}: {name}.", "", (call,)), Turn(learnt, content)),
         lambda: Environment(tools, answer), judge, thing or "nothing",
     )  # fmt: skip
+
+
+def means_a_third(scene: Scene, place: str) -> bool:
+    """Whether this place could not mean more than its third: `the top` may be the whole upper row, if shapes are there.
+
+    As in `pictures.draw_side`. Corners and the centre mean themselves.
+    """
+    row, column = divmod(PLACES.index(place), 3)
+    others = [divmod(PLACES.index(shape.place), 3) for shape in scene.shapes if shape.place != place]
+    if place in ("top", "bottom"):
+        return all(other_row != row for other_row, _ in others)
+    return place not in ("left", "right") or all(other_column != column for _, other_column in others)
 
 
 def crop_box(width: int, height: int, place: str) -> tuple[int, int, int, int]:

@@ -88,7 +88,7 @@ def draw_parallel(rng: random.Random, split: str, num_parts: Sequence[int] = (2,
     while True:
         chosen, requests = draw_parts(rng, split, form, count)
         values = [request.value for request in requests]
-        if len({value.lower() for value in values}) == count and not clash(requests):
+        if len({value.lower() for value in values}) == count and not clash(requests) and not is_loose(requests):
             break
     tools = draw_tools(rng, split, max(len(chosen), rng.choice(num_tools)), chosen)
     phrases = [request.phrase for request in requests]
@@ -136,6 +136,13 @@ def clash(requests: Sequence[Request]) -> bool:
     return any(names(text, request.value) for text in given for request in requests)
 
 
+def is_loose(requests: Sequence[Request]) -> bool:
+    """Whether an extra of one part could also be meant for another that does without it: `... on day 3` at the end."""
+    extras = {extra for request in requests for extra in request.tool.extras if extra in request.arguments}
+    return any(extra in request.tool.extras and extra not in request.arguments
+               for request in requests for extra in extras)  # fmt: skip
+
+
 def ask_for(rng: random.Random, things: str) -> str:
     """A question for several things, or an instruction."""
     forms = {"What is {}?": 3, "Find {}.": 2, "Tell me {}.": 1.5, "I need {}.": 1, "Look up {}.": 1, "List {}.": 0.5}
@@ -152,7 +159,7 @@ def draw_error(rng: random.Random, split: str, num_tools: Sequence[int] = (1, 2,
         for item in items:
             requests.append(draw_request(rng, split, tool, item, taken))
             taken += [requests[-1].value, *map(str, requests[-1].arguments.values())]
-        if not clash(requests):
+        if not clash(requests) and not is_loose(requests):
             break
     missing, known = requests[0], requests[1:]
     order = rng.sample(requests, len(requests))
@@ -214,7 +221,7 @@ NO_TOOL_NEEDED = {
 def draw_none(rng: random.Random, split: str, num_tools: Sequence[int] = (1, 2, 3, 4)) -> Episode:
     """Tools are there, but the question is a sum, about the model, or outside: it is answered as without tools."""
     draw, skills = weighted(rng, NO_TOOL_NEEDED)
-    task = draw(rng, rng.choice(skills))
+    task = draw_until(lambda: draw(rng, rng.choice(skills)), lambda task: task.belongs_to(split))
     asked = set(re.findall(r"[a-z]+", task.question.lower()))
     tools = draw_until(
         lambda: draw_tools(rng, split, rng.choice(num_tools)),
