@@ -24,8 +24,8 @@ def add_question_options(parser: argparse.ArgumentParser) -> None:
                         help="ask in ordinary words that no training uses, where there are such")  # fmt: skip
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0, greedy")
     parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="when sampling (default: 0.95)")
-    parser.add_argument("--max-new-tokens", type=int, default=400, metavar="N",
-                        help="tokens of one reply at most; a longer one is wrong (default: 400)")  # fmt: skip
+    parser.add_argument("--max-new-tokens", type=int, default=800, metavar="N",
+                        help="tokens of one reply at most; a longer one is wrong (default: 800)")  # fmt: skip
 
 
 def check_question_options(options: argparse.Namespace) -> None:
