@@ -136,9 +136,9 @@ def intro() -> str:
 
 This page is made by `python -m tools.report_evaluation` from the JSON in [benchmarks](benchmarks), which
 `python -m tools.evaluate --json` and `python -m tools.expert_load --json` print; nothing in it is typed by hand. The
-questions are held out: nothing that was drawn for them, operands, picture, text or name, was in the training of the same
-world. Only those about the model itself are not: nothing in them is drawn but the wording. The worlds that they come
-from are in `tools/worlds`.
+questions are held out: nothing that was drawn for them, operands, picture, text or name, was in the training of the
+same world. Only those about the model itself are not: nothing in them is drawn but the wording. The worlds that they
+come from are in `tools/worlds`.
 
 Intervals are 95 %: Wilson's for a share; for a difference, which is always between two runs over the same questions,
 that of Bonett and Price for paired data. They take every question for a new one. Those about the model itself come from
