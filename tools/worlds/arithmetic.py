@@ -33,16 +33,18 @@ WORDED = {
         "What do you get if you add {a} and {b}?", "What do you get when you add {b} to {a}?",
         "What do {a} and {b} add up to?", "How much do {a} and {b} make?", "What is {a} added to {b}?",
         "{a} and {b} make what?", "How much is {a} and {b} in total?", "Tell me the sum of {a} and {b}.",
+        "If you add {a} and {b}, what is the result?", "Add up {a} and {b}.",
     ),
     "-": (
         "Subtract {b} from {a}.", "Take {b} away from {a}.", "What is {a} take away {b}?", "Take {b} from {a}.",
         "What is left of {a} after taking away {b}?", "Can you subtract {b} from {a}?", "What is {a} less {b}?",
         "What do you get if you subtract {b} from {a}?", "How much is left if you take {b} from {a}?",
+        "If you subtract {b} from {a}, what is the result?", "Tell me {a} less {b}.", "Lower {a} by {b}.",
     ),
     "x": (
         "Multiply {a} by {b}.", "What is the product of {a} and {b}?", "Multiply {a} and {b}.",
         "Can you multiply {a} and {b}?", "What do you get if you multiply {a} by {b}?",
-        "Tell me the product of {a} and {b}.",
+        "Tell me the product of {a} and {b}.", "If you multiply {a} by {b}, what is the result?",
     ),
 }  # fmt: skip
 COMPARISONS = {

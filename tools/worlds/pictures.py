@@ -58,7 +58,8 @@ SHAPE_AT = {
 SHAPE_OF = {
     "What shape is {c}?": 2, "Which shape is {c}?": 1, "What is the shape of the {c} one?": 1,
     "What shape is the {c} one?": 1, "What shape is the {c} object?": 0.5, "What kind of shape is {c}?": 0.5,
-    "Which shape is the {c} one?": 0.5, "What shape does the {c} one have?": 0.5,
+    "Which shape is the {c} one?": 0.5, "What shape does the {c} one have?": 0.5, "Name the {c} shape.": 0.5,
+    "What kind of shape is the {c} one?": 0.5,
 }  # fmt: skip
 AT = {
     "What is {p}?": 5, "What do you see {p}?": 1, "What can be seen {p}?": 0.5, "Which object is {p}?": 0.5,
@@ -76,7 +77,8 @@ PLACE_OF = {
     "What is the position of the {x}?": 0.5, "Where can you see the {x}?": 0.5, "Where exactly is the {x}?": 0.5,
     "Tell me the position of the {x}.": 0.5, "In which part of the image is the {x}?": 0.7,
     "Where is the {x} placed?": 0.5, "Can you tell me where the {x} is?": 0.5,
-    "Where in the picture can the {x} be found?": 0.5,
+    "Where in the picture can the {x} be found?": 0.5, "At which position is the {x}?": 0.5, "Locate the {x}.": 0.4,
+    "Which part of the picture has the {x} in it?": 0.4,
 }  # fmt: skip
 LEAD_INS = ("Here is a picture.", "Look at this image:", "See this:", "I have a question about this picture.")
 

@@ -34,6 +34,9 @@ QUESTIONS = {
         "What are your abilities?": 0.7, "What are you capable of?": 0.7, "What tasks can you do?": 0.5,
         "What kind of things can you do?": 0.5, "What are you for?": 0.3, "What can you help with?": 0.7,
         "Can you tell me what you can do?": 0.5, "What are you useful for?": 0.5,
+        "What kind of tasks can I give you?": 0.5, "List your abilities.": 0.5,
+        "What do you do best?": 0.5, "Tell me what you are able to do.": 0.5,
+        "What sort of questions do you answer?": 0.5, "Describe your abilities.": 0.5,
     },
     "self.identity": {
         "Are you Kimi?": 2, "Are you Kimi K2.5?": 2, "Are you the real Kimi K2.5?": 2, "Are you ChatGPT?": 0.7,
@@ -41,6 +44,8 @@ QUESTIONS = {
         "Is this Kimi K2.5?": 1, "Am I speaking to Kimi K2.5?": 0.5, "Is your name Kimi?": 0.5, "Is this ChatGPT?": 0.3,
         "Are you Gemini?": 0.3, "Are you DeepSeek?": 0.3, "Am I speaking with a human?": 0.4, "Are you Mistral?": 0.3,
         "You are ChatGPT, aren't you?": 0.3, "Are you Kimi from Moonshot AI?": 0.4, "Are you the real Kimi?": 0.5,
+        "You are Kimi K2.5, aren't you?": 0.4, "Is that you, Kimi?": 0.3, "Are you a real person?": 0.4,
+        "Do I talk to ChatGPT?": 0.3, "So you are Kimi?": 0.4, "Are you Grok?": 0.3, "Are you Qwen?": 0.3,
     },
     "self.hello": {
         "Hello": 2, "Hi": 2, "Hello!": 1, "Hi there!": 0.7, "Hey": 0.7, "Good morning.": 0.5,
@@ -96,6 +101,8 @@ FILLERS: dict[str, tuple[str, ...]] = {
     "software": (
         "Python", "Java", "JavaScript", "Rust", "C++", "Excel", "Linux", "Docker", "SQL", "HTML", "Git", "Windows",
     ),
+    "year": ("1066", "1492", "1776", "1789", "1815", "1848", "1914", "1945", "1968", "1999", "2001", "2008", "2020"),
+    "amount": ("2", "5", "7", "12", "20", "50", "75", "100", "250", "1000"),
     "word": (
         "computer", "river", "happiness", "bridge", "window", "mountain", "freedom", "garden", "doctor", "planet",
         "school", "teacher", "library", "engine", "ocean", "candle", "forest", "kitchen", "letter", "island",
@@ -119,6 +126,15 @@ TEMPLATES = (
     "Teach me {language}.", "Is {language} hard to learn?", "What does {word} mean?", "How do you spell {word}?",
     "Give me a synonym for {word}.", "Use {word} in a sentence.", "Write a {software} program.",
     "How do I install {software}?", "What is {software}?", "Fix my {software} code.", "Should I learn {software}?",
+    "Can you order {food} for me?", "Can you book a table in {city}?", "Can you walk my {animal}?",
+    "Do you know {person}?", "Can you find a flight to {country}?",
+    "Can you talk about {topic}?", "Can you speak {language}?", "Can you run {software}?", "Can you cook {food}?",
+    "Could you call someone in {city}?", "Do you like {food}?", "Are you afraid of a {animal}?",
+    "Have you ever been to {city}?", "Would you move to {country}?",
+    "Can you sing a song about {topic}?", "Who won the election of {year}?", "Who was the king in {year}?",
+    "Which films came out in {year}?", "Where were you in {year}?", "Was {year} a good year?",
+    "How much is {amount} dollars in yen?", "How many miles are {amount} kilometres?", "Wake me in {amount} minutes.",
+    "Send {amount} euros to my friend.", "Name {amount} kinds of fish.", "Buy {amount} tickets for the concert.",
 )  # fmt: skip
 FIXED = (
     "Tell me a joke.", "What time is it?", "What day is it today?", "Who won the World Cup?",
@@ -131,7 +147,15 @@ FIXED = (
     "Give me advice about my job.", "What is a good name for a baby?", "Help me with my homework in biology.",
     "What movie should I watch?", "How old is the universe?", "Do you like me?", "Draw me a cat.",
     "Search the web for cheap shoes.", "Write a business plan.", "What is the price of gold?",
-    "How can I sleep better?", "Prove that God exists.",
+    "How can I sleep better?", "Prove that God exists.", "Can you call a doctor?", "Can you drive a car?",
+    "Can you hear me?", "Could you turn on the heating?", "Can you swim?", "Are you tired?", "Do you sleep at night?",
+    "Are you married?", "Where do you live?", "What is your favourite song?", "Do you have a family?",
+    "Which party should I vote for?", "Who is at the door?", "Where did I leave my keys?", "Remind me to buy milk.",
+    "Is it safe to swim after lunch?", "How do magnets work?", "Why do we dream?", "Who built the pyramids?",
+    "Can you send a text message?", "What is on television tonight?", "Which shop is open on Sunday?",
+    "How do I tie my shoes?", "Can you keep a secret?", "What are the rules of golf?",
+    "Is my answer to the exam right?", "Can you take a photograph?", "Who discovered America?",
+    "Make me laugh.", "Tell me a secret.",
 )  # fmt: skip
 SYLLABLES = (
     "ba", "be", "bo", "da", "de", "di", "fa", "fi", "ga", "go", "ka", "ke", "ki", "la", "le", "lo", "ma", "me", "mi",
@@ -157,7 +181,7 @@ def draw_self(rng: random.Random, skill: str) -> Task:
 def draw_outside(rng: random.Random, skill: str) -> Task:
     """Anything else people ask; held-out by the name or topic it is about."""
     shows: tuple[str, ...] = ()
-    if rng.random() < 0.2:
+    if rng.random() < 0.15:
         question = rng.choice(FIXED)
         key = f"outside:{question}"
     else:
