@@ -13,14 +13,15 @@ import torch
 
 from parity_tests.checkpoints import small_config, write_checkpoint
 from reference.chat_template import render
-from reference.command import run
+from reference.command import read_json, run
 from reference.generate import SHIPPED_MODEL
 from reference.generation import Generated
 from reference.prompt import Processor
-from tools import evaluate, evaluate_episodes, expert_load, report_evaluation, transcript
+from tools import evaluate, evaluate_all, evaluate_episodes, expert_load, report_evaluation, transcript
 from tools.evaluate import Examinee
 from tools.evaluation_figures import draw_accuracy, draw_expert_load
 from tools.evaluation_targets import TARGETS
+from tools.fingerprint import fingerprint
 from tools.intervals import paired_interval, wilson_interval
 from tools.nano_checkpoint import PREPROCESSOR
 from tools.question_features import (
@@ -36,7 +37,7 @@ from tools.question_features import (
     thinking_kind,
 )
 from tools.report_evaluation import NOT_MEASURED
-from tools.scores import Outcome, compare, difference, share, tally, with_totals
+from tools.scores import Outcome, compare, difference, read_report, share, tally, with_totals
 from tools.worlds.demonstration import Turn
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +53,8 @@ def make_report(outcomes: dict[str, str], **settings: Any) -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "command": "python -m tools.evaluate --json", "model": "reference/nano", "model_sha256": "1234" * 16,
-        "experts": "int4", "backend": "reference", "mode": "thinking", "temperature": 0.0, "top_p": 0.95, "seed": 0,
+        "int4_sha256": "1234" * 16 if settings.get("experts") == "unquantised" else None, "experts": "int4",
+        "backend": "reference", "mode": "thinking", "temperature": 0.0, "top_p": 0.95, "seed": 0,
         "shapes": "one to four", "tokens": None, "calls": None, "parts": None, "reworded": False, "n_per_skill": n,
         "max_new_tokens": 400, "batch": 128, "cpu": "a CPU", "torch": "2.13.0", "threads": 2,
         "seconds": 3.0, "skills": with_totals(rows),
@@ -185,6 +187,8 @@ def test_refusals_count_where_the_model_could_have_answered(capsys, monkeypatch)
 
 
 BASE = make_report({"numbers.add": "1101"})
+LOAD = {"command": "python -m tools.expert_load", "model_sha256": "1234" * 16, "n": 1, "seed": 0, "lowest": 0.5,
+        "highest": 1.5, "layers": [{"layer": 1, "share_of_mean": [0.5, 1.5]}]}  # fmt: skip
 WRONG_SUM = make_report({"numbers.add": "1101"})
 WRONG_SUM["skills"][0]["right"] = 2
 
@@ -380,7 +384,19 @@ def test_targets_are_met_and_missed_where_the_figures_say(tmp_path):
 
 def test_a_row_needs_all_of_its_skills(tmp_path):
     write(tmp_path / "in/evaluate-thinking.json", make_report({"numbers.add": "1111"}))
-    assert line_of(page_of(tmp_path / "in", tmp_path / "out"), "numbers, thinking")[2] == NOT_MEASURED
+    write(tmp_path / "in/evaluate-videos.json", make_report({"videos.motion": "1111", "videos.size": "1111"}))
+    page = page_of(tmp_path / "in", tmp_path / "out")
+    assert line_of(page, "numbers, thinking")[2] == line_of(page, "video")[2] == NOT_MEASURED
+
+
+def test_an_agent_that_refuses_is_counted_but_where_it_has_to_say_that_it_did_not_work():
+    def refusing(drawn):
+        return replace(drawn, demonstration=(replace(drawn.demonstration[-1], content="I cannot do that."),))
+
+    options = evaluate.parse(["--n", "3", "--batch", "1"])
+    for skill, refused in (("tools.choose", True), ("tools.error", None)):
+        outcomes = evaluate_demonstrations(skill, options, refusing)
+        assert {one.refused for one in outcomes} == {refused}
 
 
 def test_only_equal_questions_are_paired_and_the_larger_report_counts(tmp_path):
@@ -435,11 +451,22 @@ def test_critical_steps_are_compared_where_both_were_right(tmp_path, outcomes, f
     assert (row[2], row[6]) == (figure, met)
 
 
-def test_reports_of_different_weights_make_no_page(tmp_path, capsys):
+@pytest.mark.parametrize(("name", "other"), [
+    ("evaluate-b.json", make_report({"numbers.add": "1111"}, model_sha256="5678" * 16)),
+    ("evaluate-b.json", make_report({"numbers.add": "1111"}, experts="unquantised", int4_sha256="5678" * 16)),
+    ("evaluate-b.json", make_report({"numbers.add": "1111"}, experts="unquantised", int4_sha256=None)),
+    ("expert-load.json", LOAD | {"model_sha256": "5678" * 16}),
+])  # fmt: skip
+def test_reports_of_different_weights_make_no_page(tmp_path, capsys, name, other):
     write(tmp_path / "evaluate-a.json", BASE)
-    write(tmp_path / "evaluate-b.json", make_report({"numbers.add": "1111"}, model_sha256="5678" * 16))
+    write(tmp_path / name, other)
     assert run(lambda: report_evaluation.main(["--reports", str(tmp_path), "--out", str(tmp_path)])) == 2
-    assert "evaluate-a.json and evaluate-b.json are of different weights" in capsys.readouterr().err
+    assert f"evaluate-a.json and {name} are of different weights" in capsys.readouterr().err
+
+
+def test_the_reports_in_the_repository_are_of_the_shipped_weights():
+    report = read_report(ROOT / "docs/benchmarks/evaluate-thinking.json")
+    assert report["experts"] == "int4" and report["model_sha256"] == fingerprint(SHIPPED_MODEL)
 
 
 def test_figures_show_every_skill_and_every_layer_and_the_limits():
@@ -458,8 +485,10 @@ def test_figures_show_every_skill_and_every_layer_and_the_limits():
 @pytest.mark.parametrize(("name", "report", "complaint"), [
     ("evaluate-a.json", {"skills": [{"skill": "numbers.add"}]}, "no report of this tools.evaluate"),
     ("evaluate-a.json", WRONG_SUM, "not its 2 right answers"),
+    *(("evaluate-a.json", {key: value for key, value in BASE.items() if key != missing}, f"it lacks {missing}")
+      for missing in ("command", "model_sha256", "int4_sha256", "cpu", "seed")),
     ("expert-load.json", {"layers": []}, "no report of tools.expert_load"),
-    ("expert-load.json", {"n": 1, "lowest": 0, "highest": 1, "layers": []}, "no loads of any layer"),
+    ("expert-load.json", LOAD | {"layers": []}, "no loads of any layer"),
 ])  # fmt: skip
 def test_what_is_no_report_is_refused_in_one_line(tmp_path, capsys, name, report, complaint):
     write(tmp_path / "evaluate-thinking.json", BASE)
@@ -473,6 +502,39 @@ def test_what_is_no_report_is_refused_in_one_line(tmp_path, capsys, name, report
 def test_a_folder_without_reports_is_refused_in_one_line(tmp_path, capsys):
     assert run(lambda: report_evaluation.main(["--reports", str(tmp_path), "--out", str(tmp_path)])) == 2
     assert "no evaluate-*.json" in capsys.readouterr().err
+
+
+# --- all reports with one command ------------------------------------------------------------------------------------
+
+
+def test_all_reports_are_made_what_is_there_is_kept_and_what_failed_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate_all, "REPORTS", {
+        "hello": "tools.evaluate --n 2 --skill self.hello", "bad": "tools.evaluate --n 1 --skill nothing",
+        "dense": f"tools.evaluate --n 1 --skill self.who --model {evaluate_all.UNQUANTISED}",
+    })  # fmt: skip
+    command = ["--out", str(tmp_path / "out"), "--unquantised", str(SHIPPED_MODEL)]
+    assert run(lambda: evaluate_all.main(["--out", str(tmp_path / "out"), "--unquantised", "nowhere"])) == 2
+    assert "--unquantised nowhere: not a folder" in capsys.readouterr().err
+    assert run(lambda: evaluate_all.main(command)) == 2
+    error = capsys.readouterr().err
+    assert "--skill nothing: no such skill" in error and "bad: not made" in error.splitlines()[-1]
+    files = sorted((tmp_path / "out").iterdir())
+    assert [file.name for file in files] == ["evaluate-dense.json", "evaluate-hello.json"]
+    assert read_report(files[1])["command"].endswith("--skill self.hello --seed 0 --json")
+    assert read_report(files[0])["model"] == "reference/nano" and read_report(files[0])["threads"] == 1
+    before = [file.stat().st_mtime_ns for file in files]
+    assert run(lambda: evaluate_all.main([*command, "hello", "dense"])) == 0
+    assert "hello: there already" in capsys.readouterr().err
+    assert [file.stat().st_mtime_ns for file in files] == before
+    assert run(lambda: evaluate_all.main(["--out", str(tmp_path), "goodbye"])) == 2
+
+
+def test_the_reports_in_the_repository_are_those_that_one_command_makes():
+    folder = ROOT / "docs/benchmarks"
+    made = {path.name: read_json(path, "a report")["command"] for path in folder.glob("e*.json")}
+    assert made == {evaluate_all.file_name(name): f"python -m {command} --seed 0 --json"
+                    .replace("--model unquantised", "--model build/nano/unquantised")
+                    for name, command in evaluate_all.REPORTS.items()}  # fmt: skip
 
 
 # --- expert load -----------------------------------------------------------------------------------------------------
@@ -615,7 +677,7 @@ def test_lengths_that_no_episode_can_have_are_refused_before_anything_runs(skill
         assert run(command) == 2
         message = capsys.readouterr().err
         assert words in message and message.count("\n") == 1
-    option, longest = evaluate_episodes.LENGTHS[skill][1:]
+    option, longest = evaluate_episodes.LENGTHENED_BY[skill][1:]
     evaluate_episodes.draw(skill, 0, evaluate.parse([f"--{option}", str(longest[-1])]))
 
 

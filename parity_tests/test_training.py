@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from reference.prompt import Processor
 from reference.replies import TextReplyParser
 from tools import evaluate, train
 from tools.curriculum import FULL, GOES_ON, draw_example, learning_rate
+from tools.fingerprint import fingerprint, sibling_fingerprint
 from tools.muon import Muon, orthogonalise
 from tools.quantization_aware import FakeInt4, coarse_scales, quantize_coarsely
 from tools.trainer import STATE_FILE, UNQUANTISED, Trainer
@@ -177,6 +179,7 @@ def test_the_unquantised_weights_are_written_below_the_int4_ones_they_become(tmp
     trainer = Trainer(tmp_path, 3, "cpu", None)
     trainer.train_step(0.9)
     trainer.export()
+    assert sibling_fingerprint(tmp_path / UNQUANTISED) == fingerprint(tmp_path)
     dense, packed, trained = load_model(tmp_path / UNQUANTISED), load_model(tmp_path), trainer.model.state_dict()
     for name, stored in dense.state_dict().items():
         module, _, last = name.rpartition(".")
@@ -228,13 +231,38 @@ def test_every_eighth_step_clips_each_layer_by_its_own_largest_logits(tmp_path, 
 @pytest.mark.parametrize(
     "argv",
     [["--minutes", "0"], ["--minutes", "nan"], ["--resume"], ["--resume", "--init", "there"], ["--init", "nowhere"],
-     ["--resume", "--seed", "3"], ["--seed", "1" + 26 * "0"], ["--out", __file__]],
+     ["--resume", "--seed", "3"], ["--resume", "--minutes", "3"], ["--seed", "1" + 26 * "0"], ["--out", __file__]],
     ids=lambda argv: " ".join(argv[:2])[:20],
 )
 def test_contradictory_options_are_refused_before_anything_is_written(tmp_path, argv):
     out = tmp_path / "out"
     assert run(lambda: train.main(["--out", str(out), *argv])) == 2
-    assert not (out / STATE_FILE).exists()
+    assert not out.exists()
+
+
+def test_a_resumed_training_has_the_length_that_it_was_begun_with_and_its_curve_reaches_its_end(tmp_path, monkeypatch):
+    first, seen = Trainer(tmp_path, 1, "cpu", None), []
+    first.seconds, first.elapsed_s = 400.0, 399.9
+    first.save()
+    monkeypatch.setattr(Trainer, "train_step", lambda self, progress: seen.append(progress) or time.sleep(0.2) or 0.5)
+    monkeypatch.setattr(Trainer, "check", lambda self, loss: {"loss": loss})
+    assert train.main(["--out", str(tmp_path), "--resume"]) == 0
+    assert len(seen) == 1 and 0.999 < seen[0] < 1
+    assert json.loads((tmp_path / "training_curve.json").read_text())["curve"] == [{"loss": 0.5}]
+
+
+@pytest.mark.gpu
+def test_a_training_on_a_gpu_steps_as_one_on_the_cpu_and_exports(tmp_path, small_steps):
+    losses = {}
+    for device in ("cpu", "cuda"):
+        (tmp_path / device).mkdir()
+        trainer = Trainer(tmp_path / device, 5, device, None)
+        losses[device] = [trainer.train_step(0.5) for _ in range(3)]
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.02)
+    trainer.save()
+    trainer.restore()
+    trainer.export()
+    load_model(tmp_path / "cuda")
 
 
 def test_a_training_overwrites_no_checkpoint(tmp_path, capsys):
@@ -249,7 +277,7 @@ def test_a_damaged_state_is_refused_in_one_line(tmp_path, small_steps, capsys):
     state = (tmp_path / STATE_FILE).read_bytes()
     for damaged in (state[: len(state) // 2], b"hello", b""):
         (tmp_path / STATE_FILE).write_bytes(damaged)
-        assert run(lambda: train.main(["--out", str(tmp_path), "--minutes", "0.1", "--resume"])) == 2
+        assert run(lambda: train.main(["--out", str(tmp_path), "--resume"])) == 2
         message = capsys.readouterr().err
         assert "is no state of this training" in message and message.count("\n") == 1
 

@@ -1,5 +1,6 @@
 """The worlds keep their promises: true workings, pictures that obey the rules, answers judged rightly, no leaks."""
 
+import itertools
 import json
 import math
 import random
@@ -26,7 +27,7 @@ from tools.nano_checkpoint import PREPROCESSOR
 from tools.worlds import arithmetic, pictures, self_knowledge, videos
 from tools.worlds.rewording import WORDINGS
 from tools.worlds.sample import SKILLS, draw, draw_task, skills_of
-from tools.worlds.task import Level, is_held_out
+from tools.worlds.task import SPLITS, Level, is_held_out
 
 NUMBER = r"\d+(?:\.\d+)?"
 EQUATION = rf"(?<![\d.])({NUMBER}(?: ?[-+x] ?{NUMBER})*) ?= ?(-?{NUMBER})(?![\d.])"
@@ -431,19 +432,20 @@ def test_training_and_held_out_never_share_content(skill):
 
 
 def test_operands_are_held_out_whatever_their_order_and_operation():
-    a, b = next((a, 57) for a in range(10, 99) if is_held_out(f"numbers:{min(a, 57)},{max(a, 57)}"))
-    for skill in ("numbers.add", "numbers.subtract", "numbers.multiply"):
-        for index in range(3000):
-            operands = re.match(r"(\d+) . (\d+)", draw(skill, 0, index).content).groups()
-            assert sorted(map(int, operands)) != sorted((a, b))
+    for skill, split in itertools.product(("numbers.add", "numbers.subtract", "numbers.multiply"), SPLITS):
+        for index in range(300):
+            a, b = sorted(map(int, re.match(r"(\d+) . (\d+)", draw(skill, 0, index, split).content).groups()))
+            assert is_held_out(f"numbers:{a},{b}") == (split == "held-out")
 
 
 def test_what_stands_in_a_training_question_beside_the_point_is_not_held_out_either():
     shown = set()
     for index in range(1500):
         product, question = draw("numbers.multiply", 0, index), draw("outside", 0, index).task.question.lower()
-        sums = re.findall(r"^0*(\d+)\+0*(\d+)$", product.task.reasoning_content, re.MULTILINE)
-        shown |= {f"numbers:{min(a, b)},{max(a, b)}" for a, b in (map(int, pair) for pair in sums)}
+        thinking = product.task.reasoning_content
+        stated = re.findall(r"^0*(\d+)(?:\+0*|x)(\d+)(?:=\d+)?$", thinking, re.MULTILINE)
+        pairs = [sorted(map(int, pair)) for pair in stated]
+        shown |= {f"numbers:{a},{b}" for a, b in pairs if b > 9}  # products are made of those of two digits
         if "how far is" in question:
             shown |= {f"outside:{city}" for city in self_knowledge.FILLERS["city"] if city.lower() in question}
     assert len(shown) > 800 and sum(key.startswith("outside") for key in shown) > 10

@@ -293,12 +293,13 @@ def make_report(
     import torch
 
     from .bench import cpu_name
-    from .fingerprint import fingerprint, shown
+    from .fingerprint import fingerprint, shown, sibling_fingerprint
 
     config = examinee.processor.config
     return {
         "command": " ".join(["python -m tools.evaluate", *arguments]), "model": shown(options.model),
-        "model_sha256": fingerprint(options.model), "experts": config.quantization or "unquantised",
+        "model_sha256": fingerprint(options.model), "int4_sha256": sibling_fingerprint(options.model),
+        "experts": config.quantization or "unquantised",
         "backend": options.backend, "mode": "instant" if options.instant else "thinking",
         "temperature": options.temperature, "top_p": options.top_p, **questions_of(options),
         "max_new_tokens": options.max_new_tokens, "batch": options.batch,

@@ -5,6 +5,7 @@ Unconstrained: nothing makes a call valid but the model itself. A wrong call is 
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ NUM_CALLS = 20  # of a failure, the first ones, to be read by a person
 SPARE_STEPS = 20  # beyond twice the calls that an ideal agent makes: it may err and try again, but not for ever
 # What makes the episodes of a skill longer, the option that sets it, and how much it may be: a chain goes to each thing
 # once, an agent is asked for few things at a time, and each part of a swarm's task has another value up to 20.
-LENGTHS = {
+LENGTHENED_BY = {
     "tools.chain": ("num_calls", "calls", range(2, 13)), "tools.counter": ("num_calls", "calls", range(1, 1001)),
     "tools.parallel": ("num_parts", "parts", range(2, 7)), "swarm.orchestrate": ("num_parts", "parts", range(2, 21)),
     "swarm.part": ("num_parts", "parts", range(2, 21)), "swarm.single": ("num_parts", "parts", range(2, 21)),
@@ -36,7 +37,7 @@ WITH_SHAPES = ("tools.picture", "tools.crop")
 def check_lengths(skills: Iterable[str], options: argparse.Namespace) -> None:
     """Raises UsageError if an episode of one of these skills cannot be that long."""
     for skill in skills:
-        _, option, possible = LENGTHS.get(skill, (None, None, None))
+        _, option, possible = LENGTHENED_BY.get(skill, (None, None, None))
         value = getattr(options, option) if option else None
         if value is not None and value not in possible:
             raise UsageError(f"--{option} is {value}; {skill} can have {possible[0]} to {possible[-1]}. Choose another "
@@ -68,8 +69,8 @@ def draw(skill: str, index: int, options: argparse.Namespace) -> "Episode":
     from .worlds.episode import draw_episode
 
     difficulty: dict[str, Any] = {}
-    if skill in LENGTHS:
-        name, option, _ = LENGTHS[skill]
+    if skill in LENGTHENED_BY:
+        name, option, _ = LENGTHENED_BY[skill]
         if getattr(options, option) is not None:
             difficulty[name] = (getattr(options, option),)
     if skill in WITH_SHAPES and options.shapes:
@@ -110,6 +111,7 @@ def judge(
 ) -> Outcome:
     """What became of one episode."""
     from .question_features import episode_features, thinking_kind
+    from .worlds.self_knowledge import refuses
 
     right = is_right(episode, environment, result)
     question = episode.messages[-1]["content"]
@@ -127,7 +129,10 @@ def judge(
         "calls": [f"{call['name']}({call['arguments']})" for call in calls[:NUM_CALLS]],
         "finish_reason": result.finish_reason,
     }  # fmt: skip
+    # Where the right answer is that it did not work, the model may say so in its own words.
+    ends_well = not re.search(r"\b(?:not|no|cannot)\b", episode.demonstration[-1].content)
+    refused = refuses(result.answer) if ends_well else None
     return Outcome(
-        json.dumps([asked, episode.key]), right, None, None if right else failure,
+        json.dumps([asked, episode.key]), right, refused, None if right else failure,
         features, result.critical_steps,
     )  # fmt: skip

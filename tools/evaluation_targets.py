@@ -6,12 +6,15 @@ from typing import Any
 
 from .intervals import wilson_interval
 from .scores import SAME_QUESTIONS, compare, skill_rows
+from .worlds import episode
+from .worlds.sample import SKILLS
 
 MODES = {"thinking": 1.0, "instant": 0.6}  # with the published temperature of each
 WIDE = 6  # parts of a task from which on a swarm is compared with a single agent
 GREEDY_INT4 = {"experts": "int4", "temperature": 0.0}
 USUAL = {"reworded": False, "tokens": None, "calls": None, "parts": None, "shapes": "one to four"}
-LENGTHS = {"tokens": "{:,} tokens", "calls": "{:,} calls", "parts": "{:,} parts"}  # of what an evaluation can ask for
+# The lengths that an evaluation can ask for.
+LENGTHS = {"tokens": "{:,} tokens", "calls": "{:,} calls", "parts": "{:,} parts"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Reports:
     loads: dict[str, dict[str, Any]]
 
     def rows(self, any_length: bool = False, **settings: Any) -> Iterable[Found]:
-        """All rows of reports with these settings and otherwise the usual ones; `any_length` takes those of LENGTHS."""
+        """All rows of reports with these settings, otherwise the usual ones; `any_length` takes those of LENGTHS."""
         settings = {key: value for key, value in USUAL.items() if not (any_length and key in LENGTHS)} | settings
         for file, report in self.evaluations.items():
             if all(report.get(key) == value for key, value in settings.items()):
@@ -92,10 +95,10 @@ def at_least(share: float, *names: str, **settings: Any) -> Callable[[Reports], 
 def right_answers(reports: Reports, names: Sequence[str], wanted: float | None, **settings: Any) -> Reached | None:
     """Of all these skills and groups together; None unless every one of them was measured."""
     best = reports.best(**GREEDY_INT4, **settings)
-    groups = [[found for skill, found in best.items() if is_part(skill, name)] for name in names]
-    if not all(groups):
+    skills = [skill for name in names for skill in (*SKILLS, *episode.SKILLS) if is_part(skill, name)]
+    found = [one for one in best.values() if one.row["skill"] in skills]
+    if len(found) < len(skills):
         return None
-    found = [one for group in groups for one in group]
     right, n = sum(one.row["right"] for one in found), sum(one.row["n"] for one in found)
     return reached(right, n, found, None if wanted is None else right / n >= wanted)
 
@@ -194,6 +197,8 @@ TARGETS = (
     Target("video", "95 %", at_least(0.95, "videos")),
     Target("documents", "90 %", at_least(0.9, "documents")),
     Target("tool choice and valid arguments, unconstrained", "97 %", at_least(0.97, "tools.choose")),
+    Target("several calls in one turn", "reported",
+           lambda reports: right_answers(reports, ("tools.parallel",), None, mode="thinking")),
     Target("chains of calls, end to end", "90 %", at_least(0.9, "tools.chain")),
     Target("tools with a picture", "85 %", at_least(0.85, "tools.picture")),
     Target("200 sequential calls (n = 20)", "all complete", at_least(1.0, "tools.counter", calls=200)),

@@ -4,6 +4,10 @@ import hashlib
 import os
 from pathlib import Path
 
+from reference.command import read_json
+
+SIBLING_FILE = "quantised_sibling.json"  # beside unquantised weights: which INT4 checkpoint the same training wrote
+
 
 def fingerprint(directory: Path) -> str:
     """SHA-256 over a checkpoint's safetensors files, in the order of their names."""
@@ -13,6 +17,12 @@ def fingerprint(directory: Path) -> str:
             while block := stream.read(2**20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def sibling_fingerprint(directory: Path) -> str | None:
+    """Of the INT4 checkpoint that the training of these unquantised weights wrote; None where nothing says so."""
+    path = directory / SIBLING_FILE
+    return read_json(path, "the mark of tools.train")["int4_sha256"] if path.exists() else None
 
 
 def shown(path: Path) -> str:

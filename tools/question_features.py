@@ -30,7 +30,11 @@ def question_features(skill: str, sample: Sample) -> Features:
     if world == "pictures" and skill != "pictures.describe":
         features["names"] = named(task.question)
     elif world == "numbers":
-        features["digits"] = str(max(len(digits) for digits in re.findall(r"\d+", task.question)))
+        numbers = re.findall(r"\d+", task.question)
+        features["digits"] = str(max(map(len, numbers)))
+        if skill == "numbers.multiply":
+            stated = any(len(number) == 1 or number.endswith("0") for number in numbers)
+            features["a line of other products"] = "yes" if stated else "no"
     elif skill == "documents.page":
         features["asks for"] = "all pages" if isinstance(task.truth[0], str) else "one page"
     return features

@@ -96,11 +96,14 @@ def read_folder(folder: Path) -> Reports:
     evaluations = {path.name: read_report(path) for path in in_order(folder, "evaluate-*")}
     if not evaluations:
         raise UsageError(f"{folder}: no evaluate-*.json there. Make one: python -m tools.evaluate --json")
-    trained = {report["model_sha256"]: name for name, report in evaluations.items() if report["experts"] == "int4"}
-    if len(trained) > 1:
-        raise UsageError(f"{folder}: {' and '.join(list(trained.values())[:2])} are of different weights, and a page "
-                         "is of one model. Evaluate it again, or put the others into another folder.")  # fmt: skip
     loads = {path.name: read_load(path) for path in in_order(folder, "expert-load")}
+    weights = {name: report["model_sha256"] if report["experts"] == "int4" else report["int4_sha256"]
+               for name, report in evaluations.items()} | {name: load["model_sha256"] for name, load in loads.items()}
+    first, *others = weights
+    for other in others:
+        if weights[other] != weights[first]:
+            raise UsageError(f"{folder}: {first} and {other} are of different weights, and a page is of one training. "
+                             "Evaluate it again, or put the others into another folder.")  # fmt: skip
     return Reports(evaluations, loads)
 
 
@@ -112,7 +115,7 @@ def in_order(folder: Path, stem: str) -> list[Path]:
 def read_load(path: Path) -> dict[str, Any]:
     load = read_json(path, "a report of tools.expert_load")
     try:
-        complete = all(load[key] > 0 for key in ("n", "highest")) and load["lowest"] >= 0
+        complete = all(load[key] > 0 for key in ("n", "highest")) and load["lowest"] >= 0 and load["model_sha256"]
         complete &= all(layer["share_of_mean"] and layer["layer"] >= 0 for layer in load["layers"])
     except (TypeError, LookupError) as error:
         raise UsageError(f"{path}: is no report of tools.expert_load ({error}). Make one: python -m tools.expert_load "
@@ -224,7 +227,7 @@ def split(right_by: dict[str, dict[str, list[int]]]) -> Iterable[tuple[str, str]
 def wording_section(reports: Reports) -> str:
     """The same pictures, numbers and texts, asked for in words that no training uses."""
     title = "## Other words\n\n"
-    usual, other = (reports.best(mode="thinking", reworded=reworded, **GREEDY_INT4) for reworded in (False, True))
+    usual, other = (reports.best(True, mode="thinking", reworded=reworded, **GREEDY_INT4) for reworded in (False, True))
     if not other:
         return f"{title}Questions in words that no training uses: {NOT_MEASURED}."
     sources = ", ".join(link(file) for file in files_of(other.values()))

@@ -23,6 +23,11 @@ SAME_QUESTIONS = {
     "seed": "--seed", "n_per_skill": "--n", "shapes": "--shapes", "tokens": "--tokens", "calls": "--calls",
     "parts": "--parts", "reworded": "--reworded",
 }  # fmt: skip
+# What else a reader of the report has to know.
+DESCRIBED_BY = (
+    "command", "model_sha256", "int4_sha256", "experts", "backend", "mode", "temperature", "top_p", "seconds", "cpu",
+    "threads", "torch",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,8 +120,12 @@ def read_report(path: Path) -> dict[str, Any]:
                 raise ValueError(f"{row['skill']} has {len(row['outcomes'])} outcomes")
             if not isinstance(row["questions_sha256"], str):
                 raise ValueError(f"{row['skill']} does not say which questions it had")
-        if not (skill_rows(report) and SAME_QUESTIONS.keys() <= report.keys()):
-            raise ValueError("it lacks skills or settings")
+            if not isinstance(row["failures"], list):
+                raise ValueError(f"{row['skill']} does not say which answers were wrong")
+        if missing := [key for key in (*SAME_QUESTIONS, *DESCRIBED_BY) if key not in report]:
+            raise ValueError(f"it lacks {missing[0]}")
+        if not skill_rows(report):
+            raise ValueError("it lacks skills")
     except (TypeError, LookupError, AttributeError, ValueError) as error:
         raise UsageError(f"{path}: is no report of this tools.evaluate ({error}). Make one: python -m tools.evaluate "
                          f"--json > {path}") from None  # fmt: skip

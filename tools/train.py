@@ -21,6 +21,8 @@ EXAMPLES = """examples:
   python -m tools.train --out build/more --minutes 110 --seed 9 --init reference/nano
 """
 
+DEFAULT_MINUTES = 110
+
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(
@@ -28,7 +30,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("build/nano"), help="folder for the checkpoint and the state")
-    parser.add_argument("--minutes", type=float, default=110, help="training time in all (default 110)")
+    parser.add_argument("--minutes", type=float, help=f"training time in all (default {DEFAULT_MINUTES})")
     parser.add_argument("--seed", type=int, help="other seed, other weights and examples (default 1)")
     parser.add_argument("--init", type=Path, help="go on from this checkpoint's weights, with a fresh optimiser and "
                              "a mixture of its own")
@@ -44,13 +46,16 @@ def check(args: argparse.Namespace) -> None:
 
     from tools.trainer import PRESET, STATE_FILE
 
-    if not 0 < args.minutes < float("inf"):
+    if args.minutes is not None and not 0 < args.minutes < float("inf"):
         raise UsageError(f"--minutes is {args.minutes}; expected a positive number.")
     check_seed(args.seed or 0)
     if args.out.exists() and not args.out.is_dir():
         raise UsageError(f"--out {args.out}: is a file; expected a folder. Name another one.")
     if args.resume and args.seed is not None:
         raise UsageError("--resume and --seed contradict each other: the state already has a seed. Leave --seed out.")
+    if args.resume and args.minutes is not None:
+        raise UsageError("--resume and --minutes contradict each other: the state already has its length, of which the "
+                         "curriculum is made. Leave --minutes out.")  # fmt: skip
     if args.resume and args.init:
         raise UsageError("--resume and --init contradict each other: the state already has weights. Give one of them.")
     if args.resume and not (args.out / STATE_FILE).exists():
@@ -78,7 +83,9 @@ def main(argv: list[str] | None = None) -> int:
     trainer = Trainer(args.out, 1 if args.seed is None else args.seed, args.device, args.init)
     if args.resume:
         trainer.restore()
-    trainer.train(args.minutes * 60)
+        trainer.train()
+    else:
+        trainer.train(60 * (DEFAULT_MINUTES if args.minutes is None else args.minutes))
     trainer.export()
     print(args.out)
     return 0

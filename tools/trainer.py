@@ -32,6 +32,7 @@ from reference.tokenizer import Tokenizer, write_tokenizer_files
 from tools.curriculum import FULL, GOES_ON, LEARNING_RATE, QUANTISED_FROM, draw_example, learning_rate
 from tools.expert_load import LoadCounter
 from tools.export_tokenizer_json import write_tokenizer_json
+from tools.fingerprint import SIBLING_FILE, fingerprint
 from tools.muon import Muon
 from tools.nano_checkpoint import master_tensors, stored_tensors, unquantised_config, write_settings, write_weights
 from tools.qk_clip import MaxLogits, clip
@@ -52,7 +53,7 @@ MICRO_BATCH_TOKENS = 1024
 BIAS_STEP = 2e-3  # how far a step moves the bias of an expert that is used too much or too little
 CLIP_EVERY_STEPS = 8  # to look for the largest logits costs 15 % of a step, and they grow slowly
 SAVE_EVERY_S, CHECK_EVERY_STEPS, CHECK_EXAMPLES = 180, 100, 128
-PROGRESS = ("seed", "step", "num_examples", "elapsed_s", "begins_at", "largest_logit", "curve")
+PROGRESS = ("seed", "step", "num_examples", "elapsed_s", "seconds", "begins_at", "largest_logit", "curve")
 
 
 class Trainer:
@@ -78,6 +79,7 @@ class Trainer:
         self.step, self.num_examples, self.elapsed_s, self.curve = 0, 0, 0.0, []
         self.largest_logit = 0.0  # of any head in the newest step in which it was looked for
         self.begins_at = 0.0 if init is None else GOES_ON
+        self.seconds = 0.0  # of training time in all, once it has begun: curriculum and rate are shares of it
 
     def restore(self) -> None:
         """Go on from the state in the folder. Raises CheckpointError if it is damaged."""
@@ -112,25 +114,32 @@ class Trainer:
         unquantised.mkdir(exist_ok=True)
         write_small_files(unquantised, self.directory, unquantised_config(PRESET))
         write_weights(unquantised, master_tensors(self.model))
+        with write_whole(unquantised / SIBLING_FILE) as temporary:
+            temporary.write_text(json.dumps({"int4_sha256": fingerprint(self.directory)}) + "\n", encoding="utf-8")
 
-    def train(self, seconds: float) -> None:
-        """Step until `seconds` of training time are used up, over all runs of this state."""
+    def train(self, seconds: float | None = None) -> None:
+        """Step until `seconds` of training time are used up; None goes on for as long as the state was begun with."""
+        self.seconds = self.seconds if seconds is None else seconds
         began, saved = time.monotonic() - self.elapsed_s, time.monotonic()
+        self.say({"minutes": round(self.seconds / 60, 1), "minutes_used": round(self.elapsed_s / 60, 1)})
         console = Console(stderr=True)
         bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console)
         with bar if console.is_terminal else Quiet() as progress:
-            shown = progress.add_task("training", total=seconds, completed=self.elapsed_s)
-            while self.elapsed_s < seconds:
-                loss = self.train_step(self.begins_at + self.elapsed_s / seconds)
+            shown = progress.add_task("training", total=self.seconds, completed=self.elapsed_s)
+            while self.elapsed_s < self.seconds:
+                loss = self.train_step(self.begins_at + self.elapsed_s / self.seconds)
                 self.elapsed_s = time.monotonic() - began
                 progress.update(shown, completed=self.elapsed_s, description=f"step {self.step}, loss {loss:.3f}")
-                if self.step % CHECK_EVERY_STEPS == 0:
+                if self.step % CHECK_EVERY_STEPS == 0 or self.elapsed_s >= self.seconds:
                     self.curve.append(self.check(loss))
-                    print(json.dumps(self.curve[-1]), file=sys.stderr, flush=True)
+                    self.say(self.curve[-1] | {"minutes_left": round((self.seconds - self.elapsed_s) / 60, 1)})
                 if time.monotonic() - saved > SAVE_EVERY_S:
                     self.save()
                     saved = time.monotonic()
         self.save()
+
+    def say(self, values: dict[str, Any]) -> None:
+        print(json.dumps(values), file=sys.stderr, flush=True)
 
     def train_step(self, progress: float) -> float:
         """One update from freshly drawn examples; `progress` (tools/curriculum.py) sets difficulty and rate."""

@@ -213,17 +213,18 @@ def main(argv: list[str] | None = None) -> int:
         "  python -m tools.vocabulary --out build/smaller --num-ranks 512",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="an existing folder for the two files")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the two files")
     parser.add_argument("--num-ranks", type=int, default=NUM_RANKS, metavar="N",
                         help=f"byte-pair ranks, more than 256 (default {NUM_RANKS})")
     options = parser.parse_args(argv)
     if options.num_ranks <= 256:
         parser.error("--num-ranks: expected more than 256, the single bytes")
-    if not options.out.is_dir():
-        raise UsageError(f"{options.out}: not a folder. Make it first, or name another one.")
+    if options.out.exists() and not options.out.is_dir():
+        raise UsageError(f"{options.out}: is a file; expected a folder. Name another one.")
     from reference.tokenizer import write_tokenizer_files
 
     ranks = train_vocabulary(options.num_ranks)
+    options.out.mkdir(parents=True, exist_ok=True)
     specials = {options.num_ranks + offset: name for offset, name in NAMED_SPECIALS.items()}
     write_tokenizer_files(options.out, ranks, specials)
     print(f"{options.out}: {len(ranks)} ranks and 256 special slots")

@@ -63,9 +63,18 @@ def draw_numbers(rng: random.Random, skill: str) -> Task:
     a, b = draw_operands(rng, operation)
     steps, result = {"+": think_add, "-": think_subtract, "x": think_multiply}[operation](a, b)
     answer = f"{a} {operation} {b} = {result}"  # a copy of the last `got`, with its sign
-    # A product of two digits ends in the whole sum of its partial products.
-    shows = (pair_key(*partial_products(a, b)),) if operation == "x" and b > 9 else ()
+    shows = shown_beside(a, b) if operation == "x" else ()
     return Task(skill, ask(rng, operation, a, b), steps, answer, pair_key(a, b), judge_number, result, shows=shows)
+
+
+def shown_beside(a: int, b: int) -> tuple[str, ...]:
+    """What the thinking of a product states besides it: `47x8=376`, `47x2=94`, `47x20=940` and, at last, `376+940`.
+
+    But not products of two single digits, which every product is made of.
+    """
+    factors = {digit * zeros for place, digit in enumerate(digits_of(b, len(str(b)))) for zeros in (1, 10**place)}
+    products = [pair_key(a, factor) for factor in sorted(factors) if max(a, factor) > 9]
+    return (*products, pair_key(*partial_products(a, b))) if b > 9 else tuple(products)
 
 
 def pair_key(a: int, b: int) -> str:

@@ -94,6 +94,11 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "How many pages are in this PDF?", "Tell me the number of pages.", "How many pages has the document got?",
         "Can you count the pages?",
     ),
+    "needles.code": (
+        "I need the code of the {x}.", "Give me the code for the {x}.", "Which number opens the {x}?",
+        "Can you find the code of the {x}?", "What does the text give as the code of the {x}?",
+        "The {x} has which code?",
+    ),
     "self.who": (
         "Say something about yourself.", "So who are you?", "What should I call you?", "Who is this?",
         "Do you have a name?", "What AI is this?",
@@ -127,6 +132,7 @@ PATTERNS = {
     "pictures.count": r"There (?:is|are) \d+ (?P<x>.+?)s?\.$", "pictures.colour": r"The (?P<x>\w+) is \w+\.$",
     "pictures.shape": rf"{PLACE}|\b(?P<c>{'|'.join(COLOURS)})\b", "pictures.at": PLACE, "pictures.exists": SHAPE,
     "pictures.place_of": r"The (?P<x>[\w ]+?) is \w+ the [\w ]+\.$", "videos": rf"(?P<x>{'|'.join(KINDS)})",
+    "needles.code": r"The code of the (?P<x>[\w ]+) is \d+\.$",
     "documents.page": r"\nPage (?P<n>\d) says \w+\.$",
 }  # fmt: skip
 
