@@ -19,8 +19,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")), ROOT / "optimized/README.md",
              ROOT / "reference/nano/README.md"]
 # Examples that are read, not run: these programs take long or need a GPU; the folder is one that readers download.
-NOT_RUN = ("tools.train", "tools.evaluate", "tools.evaluate_all", "tools.vocabulary", "tools.gpu_check",
-           "tools.bench_forms")  # fmt: skip
+NOT_RUN = ("tools.train", "tools.average_weights", "tools.evaluate", "tools.evaluate_all", "tools.vocabulary",
+           "tools.gpu_check", "tools.bench_forms")  # fmt: skip
 DOWNLOADED = "checkpoints/"
 
 

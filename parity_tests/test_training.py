@@ -3,6 +3,7 @@
 import itertools
 import json
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from reference.int4 import dequantize, group_scales
 from reference.model import load_model, routed_linears
 from reference.prompt import Processor
 from reference.replies import TextReplyParser
-from tools import evaluate, train
+from tools import average_weights, evaluate, train
 from tools.curriculum import FULL, GOES_ON, draw_example, learning_rate
 from tools.fingerprint import fingerprint, sibling_fingerprint
 from tools.muon import Muon, orthogonalise
@@ -314,3 +315,34 @@ def test_a_resumed_training_keeps_its_vocabulary_and_its_place_in_the_curriculum
     assert resumed.begins_at == 0
     resumed.restore()
     assert resumed.begins_at == GOES_ON
+
+
+def test_the_mean_of_trainings_is_that_of_their_unquantised_weights_and_is_stored_as_one(tmp_path, small_steps, capsys):
+    for name, init in (("one", SHIPPED_MODEL), ("two", tmp_path / "one"), ("three", tmp_path / "two")):
+        (tmp_path / name).mkdir()
+        trainer = Trainer(tmp_path / name, 3, "cpu", init)
+        trainer.train_step(GOES_ON + 0.5)
+        trainer.export()
+    command = [str(tmp_path / name) for name in ("one", "two", "three")] + ["--out", str(tmp_path / "mean")]
+    assert run(lambda: average_weights.main(command)) == 0
+    mean, *ends = (load_model(tmp_path / name / UNQUANTISED).state_dict() for name in ("mean", "one", "two", "three"))
+    for name, tensor in mean.items():
+        torch.testing.assert_close(tensor, sum(end[name] for end in ends) / 3)
+    assert not torch.equal(mean["lm_head.weight"], ends[0]["lm_head.weight"])
+    packed = load_model(tmp_path / "mean")
+    for name in routed_linears(packed):
+        words, scale = quantize_coarsely(mean[f"{name}.weight"])
+        assert torch.equal(packed.get_submodule(name).weight_packed, words)
+        assert torch.equal(packed.get_submodule(name).weight_scale, scale)
+    assert sibling_fingerprint(tmp_path / "mean" / UNQUANTISED) == fingerprint(tmp_path / "mean")
+    before = fingerprint(tmp_path / "mean")
+    new = ["--out", str(tmp_path / "new")]
+    for wrong, complaint in ((command, "holds a checkpoint"), ([command[0], *new], "expected two or more"),
+                             ([command[0], str(SHIPPED_MODEL), *new], "holds no weights")):  # fmt: skip
+        assert run(partial(average_weights.main, wrong)) == 2
+        message = capsys.readouterr().err
+        assert complaint in message and message.count("\n") == 1
+    assert fingerprint(tmp_path / "mean") == before
+    (tmp_path / "two" / "tiktoken.model").write_bytes(b"other")
+    assert run(lambda: average_weights.main([*command[:-1], str(tmp_path / "new")])) == 2
+    assert "tiktoken.model differs" in capsys.readouterr().err and not (tmp_path / "new").exists()

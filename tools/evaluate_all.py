@@ -28,14 +28,14 @@ REPORTS = {
                        "--skill tools.picture --backend optimized",
     "thinking": "tools.evaluate --n 1000",
     "thinking-200-calls": "tools.evaluate --n 20 --skill tools.counter --calls 200 --backend optimized",
-    "thinking-needles-16k": "tools.evaluate --n 50 --skill needles --tokens 16000 --backend optimized",
+    "thinking-needles-16k": "tools.evaluate --n 20 --skill needles --tokens 16000 --backend optimized",
     "thinking-media": "tools.evaluate --n 1000 --skill signs --skill videos --skill documents --backend optimized",
     "instant": "tools.evaluate --n 1000 --instant",
     "thinking-swarm": "tools.evaluate --n 100 --skill swarm --backend optimized",
-    "thinking-reworded": "tools.evaluate --n 200 --reworded --skill numbers --skill pictures --skill signs "
+    "thinking-reworded": "tools.evaluate --n 100 --reworded --skill numbers --skill pictures --skill signs "
                          "--skill videos --skill documents --skill self --skill outside --backend optimized",
     "thinking-needles-reworded": "tools.evaluate --n 200 --reworded --skill needles --tokens 1000 --backend optimized",
-    "thinking-swarm-6-parts": "tools.evaluate --n 60 --skill swarm.orchestrate --skill swarm.single --parts 6 "
+    "thinking-swarm-6-parts": "tools.evaluate --n 20 --skill swarm.orchestrate --skill swarm.single --parts 6 "
                               "--backend optimized",
     "thinking-sampled": f"tools.evaluate {PAIRED} --temperature 1.0",
     "thinking-optimized": f"tools.evaluate {PAIRED} --backend optimized",

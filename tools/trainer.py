@@ -108,14 +108,7 @@ class Trainer:
             temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     def export(self) -> None:
-        """The INT4 checkpoint, and below it the unquantised weights of the same training, to compare it with."""
-        write_weights(self.directory, stored_tensors(self.model))
-        unquantised = self.directory / UNQUANTISED
-        unquantised.mkdir(exist_ok=True)
-        write_small_files(unquantised, self.directory, unquantised_config(PRESET))
-        write_weights(unquantised, master_tensors(self.model))
-        with write_whole(unquantised / SIBLING_FILE) as temporary:
-            temporary.write_text(json.dumps({"int4_sha256": fingerprint(self.directory)}) + "\n", encoding="utf-8")
+        export(self.model, self.directory)
 
     def train(self, seconds: float | None = None) -> None:
         """Step until `seconds` of training time are used up; None goes on for as long as the state was begun with."""
@@ -260,6 +253,17 @@ class Quiet:
 
     def update(self, *_: object, **__: object) -> None:
         pass
+
+
+def export(model: KimiModel, directory: Path) -> None:
+    """The INT4 checkpoint, and below it the unquantised weights of the same training, to compare it with."""
+    write_weights(directory, stored_tensors(model))
+    unquantised = directory / UNQUANTISED
+    unquantised.mkdir(exist_ok=True)
+    write_small_files(unquantised, directory, unquantised_config(PRESET))
+    write_weights(unquantised, master_tensors(model))
+    with write_whole(unquantised / SIBLING_FILE) as temporary:
+        temporary.write_text(json.dumps({"int4_sha256": fingerprint(directory)}) + "\n", encoding="utf-8")
 
 
 def write_small_files(directory: Path, init: Path | None, config: dict[str, Any]) -> None:

@@ -1,0 +1,69 @@
+"""Average the weights of trainings that went on from one another, and write the mean as a checkpoint.
+
+Each training ends a little beside the lowest place, every time on another side; the mean of their ends lies lower than
+each of them. It is taken of the float32 weights, and then quantised: the folders are those that `tools.train` wrote.
+
+Source: Izmailov et al. 2018, arXiv 1803.05407, section 3; Wortsman et al. 2022, arXiv 2203.05482.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from reference.command import OneLineParser, run
+from reference.errors import ConfigError, UsageError
+
+EXAMPLES = """examples:
+  python -m tools.average_weights build/fifth build/sixth --out build/nano
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    from reference.model import load_model
+    from reference.presets import preset_dict
+    from tools.trainer import PRESET, UNQUANTISED, export, write_small_files
+
+    first, *others = args.trainings
+    check(args.trainings, UNQUANTISED)
+    model = load_model(first / UNQUANTISED)
+    total = {name: tensor.double() for name, tensor in model.state_dict().items()}
+    for other in others:
+        for name, tensor in load_model(other / UNQUANTISED).state_dict().items():
+            total[name] += tensor
+    model.load_state_dict({name: tensor / len(args.trainings) for name, tensor in total.items()})
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_small_files(args.out, first, preset_dict(PRESET))
+    export(model, args.out)
+    print(args.out)
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog="python -m tools.average_weights", description=__doc__, epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("trainings", metavar="DIR", type=Path, nargs="+", help="two or more folders of tools.train")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the checkpoint")
+    args = parser.parse_args(argv)
+    if len(args.trainings) < 2:
+        parser.error(f"only {args.trainings[0]} is given; expected two or more folders")
+    if (args.out / "model.safetensors").exists() or (args.out.exists() and not args.out.is_dir()):
+        raise UsageError(f"--out {args.out}: is a file or holds a checkpoint. Name another folder.")
+    return args
+
+
+def check(trainings: Sequence[Path], below: str) -> None:
+    """Raise ConfigError for folders without unquantised weights, or with another vocabulary or settings."""
+    for training in trainings:
+        if not (training / below / "model.safetensors").exists():
+            raise ConfigError(f"{training / below}: holds no weights. Name folders that tools.train wrote.")
+    for name in ("tiktoken.model", "tokenizer_config.json", "config.json"):
+        if len({(training / name).read_bytes() for training in trainings}) > 1:
+            raise ConfigError(f"{', '.join(map(str, trainings))}: {name} differs. Weights have a mean where one "
+                              "training went on from the other.")  # fmt: skip
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
