@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tools import evaluate, evaluate_all, evaluate_episodes, expert_load, report
 from tools.evaluate import Examinee
 from tools.evaluation_figures import draw_accuracy, draw_expert_load
 from tools.evaluation_targets import TARGETS
-from tools.fingerprint import fingerprint
+from tools.fingerprint import SIBLING_FILE, fingerprint
 from tools.intervals import paired_interval, wilson_interval
 from tools.nano_checkpoint import PREPROCESSOR
 from tools.question_features import (
@@ -507,34 +508,73 @@ def test_a_folder_without_reports_is_refused_in_one_line(tmp_path, capsys):
 # --- all reports with one command ------------------------------------------------------------------------------------
 
 
-def test_all_reports_are_made_what_is_there_is_kept_and_what_failed_is_named(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def few_reports(monkeypatch):
     monkeypatch.setattr(evaluate_all, "REPORTS", {
         "hello": "tools.evaluate --n 2 --skill self.hello", "bad": "tools.evaluate --n 1 --skill nothing",
         "dense": f"tools.evaluate --n 1 --skill self.who --model {evaluate_all.UNQUANTISED}",
     })  # fmt: skip
-    command = ["--out", str(tmp_path / "out"), "--unquantised", str(SHIPPED_MODEL)]
-    assert run(lambda: evaluate_all.main(["--out", str(tmp_path / "out"), "--unquantised", "nowhere"])) == 2
-    assert "--unquantised nowhere: not a folder" in capsys.readouterr().err
+
+
+@pytest.fixture
+def masters(tmp_path) -> Path:
+    """A stand-in for the unquantised weights: the shipped ones with the mark beside them."""
+    folder = shutil.copytree(SHIPPED_MODEL, tmp_path / "masters")
+    (folder / SIBLING_FILE).write_text(json.dumps({"int4_sha256": fingerprint(SHIPPED_MODEL)}))
+    return folder
+
+
+def test_all_reports_are_made_what_is_there_is_kept_and_what_failed_is_named(tmp_path, few_reports, masters, capsys):
+    command = ["--out", str(tmp_path / "out"), "--unquantised", str(masters)]
     assert run(lambda: evaluate_all.main(command)) == 2
     error = capsys.readouterr().err
     assert "--skill nothing: no such skill" in error and "bad: not made" in error.splitlines()[-1]
     files = sorted((tmp_path / "out").iterdir())
     assert [file.name for file in files] == ["evaluate-dense.json", "evaluate-hello.json"]
     assert read_report(files[1])["command"].endswith("--skill self.hello --seed 0 --json")
-    assert read_report(files[0])["model"] == "reference/nano" and read_report(files[0])["threads"] == 1
+    assert read_report(files[0])["int4_sha256"] == fingerprint(SHIPPED_MODEL)
     before = [file.stat().st_mtime_ns for file in files]
     assert run(lambda: evaluate_all.main([*command, "hello", "dense"])) == 0
-    assert "hello: there already" in capsys.readouterr().err
+    assert "0 reports to make, 2 there already" in capsys.readouterr().err
     assert [file.stat().st_mtime_ns for file in files] == before
-    assert run(lambda: evaluate_all.main(["--out", str(tmp_path), "goodbye"])) == 2
 
 
-def test_the_reports_in_the_repository_are_those_that_one_command_makes():
-    folder = ROOT / "docs/benchmarks"
-    made = {path.name: read_json(path, "a report")["command"] for path in folder.glob("e*.json")}
-    assert made == {evaluate_all.file_name(name): f"python -m {command} --seed 0 --json"
-                    .replace("--model unquantised", "--model build/nano/unquantised")
-                    for name, command in evaluate_all.REPORTS.items()}  # fmt: skip
+def test_reports_of_other_weights_and_what_is_none_stop_the_evaluation_before_it_begins(
+    tmp_path, few_reports, masters, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)  # where build/nano is not there
+    file = tmp_path / "out/evaluate-hello.json"
+    command = ["--out", str(tmp_path / "out"), "hello"]
+    for report, complaint in ((BASE, "is of other weights"), ({}, "is no report")):
+        write(file, report)
+        assert run(lambda: evaluate_all.main(command)) == 2
+        assert complaint in capsys.readouterr().err
+    (masters / SIBLING_FILE).unlink()
+    assert run(lambda: evaluate_all.main(["--out", str(tmp_path / "new"), "--unquantised", str(masters)])) == 2
+    assert "is not said to be" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    assert run(lambda: evaluate_all.main(["--out", str(tmp_path / "new"), "dense"])) == 0
+    assert "dense: left out" in capsys.readouterr().err
+    assert run(lambda: evaluate_all.main(["--out", str(tmp_path / "new"), "goodbye"])) == 2
+
+
+def test_what_runs_ends_with_the_program_that_began_it(few_reports, monkeypatch):
+    begun, start = [], evaluate_all.start
+
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate_all, "start", lambda *given: begun.append(start(*given)) or begun[-1])
+    monkeypatch.setattr(evaluate_all.time, "sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_all.make_all(["hello"], {"hello": Path("nowhere")}, "")
+    assert [job.process.returncode for job in begun] == [-signal.SIGTERM]
+
+
+def test_the_reports_in_the_repository_are_made_by_that_command():
+    for path in (ROOT / "docs/benchmarks").glob("e*.json"):
+        name = path.stem.removeprefix("evaluate-")
+        command = evaluate_all.REPORTS[name].replace("--model unquantised", "--model build/nano/unquantised")
+        assert read_json(path, "a report")["command"] == f"python -m {command} --seed 0 --json", name
 
 
 # --- expert load -----------------------------------------------------------------------------------------------------

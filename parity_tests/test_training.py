@@ -267,10 +267,13 @@ def test_a_training_on_a_gpu_steps_as_one_on_the_cpu_and_exports(tmp_path, small
 
 
 def test_a_training_overwrites_no_checkpoint(tmp_path, capsys):
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
-    assert run(lambda: train.main(["--out", str(tmp_path), "--minutes", "0.1"])) == 2
-    assert "holds a checkpoint" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    for folder in (tmp_path, tmp_path / UNQUANTISED):
+        folder.mkdir(exist_ok=True)
+        (folder / "model.safetensors").write_bytes(b"weights")
+        assert run(lambda: train.main(["--out", str(tmp_path), "--minutes", "0.1"])) == 2
+        assert "holds a checkpoint" in capsys.readouterr().err
+        (folder / "model.safetensors").unlink()
+    assert [path.name for path in tmp_path.iterdir()] == [UNQUANTISED]
 
 
 def test_a_damaged_state_is_refused_in_one_line(tmp_path, small_steps, capsys):
@@ -328,7 +331,7 @@ def test_the_mean_of_trainings_is_that_of_their_unquantised_weights_and_is_store
     mean, *ends = (load_model(tmp_path / name / UNQUANTISED).state_dict() for name in ("mean", "one", "two", "three"))
     for name, tensor in mean.items():
         torch.testing.assert_close(tensor, sum(end[name] for end in ends) / 3)
-    assert not torch.equal(mean["lm_head.weight"], ends[0]["lm_head.weight"])
+    assert any(not torch.equal(tensor, ends[0][name]) for name, tensor in mean.items())
     packed = load_model(tmp_path / "mean")
     for name in routed_linears(packed):
         words, scale = quantize_coarsely(mean[f"{name}.weight"])
@@ -337,12 +340,19 @@ def test_the_mean_of_trainings_is_that_of_their_unquantised_weights_and_is_store
     assert sibling_fingerprint(tmp_path / "mean" / UNQUANTISED) == fingerprint(tmp_path / "mean")
     before = fingerprint(tmp_path / "mean")
     new = ["--out", str(tmp_path / "new")]
-    for wrong, complaint in ((command, "holds a checkpoint"), ([command[0], *new], "expected two or more"),
+    for wrong, complaint in ((command, "holds weights"), ([command[0], *new], "expected two or more"),
+                             ([command[0], command[0], *new], "is given twice"),
                              ([command[0], str(SHIPPED_MODEL), *new], "holds no weights")):  # fmt: skip
         assert run(partial(average_weights.main, wrong)) == 2
         message = capsys.readouterr().err
         assert complaint in message and message.count("\n") == 1
     assert fingerprint(tmp_path / "mean") == before
+    settings = tmp_path / "two" / UNQUANTISED / "config.json"
+    original = settings.read_text()
+    settings.write_text(original.replace('"num_hidden_layers": 5', '"num_hidden_layers": 4'))
+    assert run(lambda: average_weights.main([*command[:-1], str(tmp_path / "new")])) == 2
+    assert "is not that of unquantised weights" in capsys.readouterr().err
+    settings.write_text(original)
     (tmp_path / "two" / "tiktoken.model").write_bytes(b"other")
     assert run(lambda: average_weights.main([*command[:-1], str(tmp_path / "new")])) == 2
     assert "tiktoken.model differs" in capsys.readouterr().err and not (tmp_path / "new").exists()

@@ -1,7 +1,8 @@
 """Average the weights of trainings that went on from one another, and write the mean as a checkpoint.
 
-Each training ends a little beside the lowest place, every time on another side; the mean of their ends lies lower than
-each of them. It is taken of the float32 weights, and then quantised: the folders are those that `tools.train` wrote.
+Each training ends a little beside the lowest place, every time on another side; the mean of their ends often lies lower
+than each of them. It is taken of the float32 weights, and then quantised: the folders are those that `tools.train`
+wrote. Whether one went on from the other (--init) is not checked; the mean of strangers is worth nothing.
 
 Source: Izmailov et al. 2018, arXiv 1803.05407, section 3; Wortsman et al. 2022, arXiv 2203.05482.
 """
@@ -9,9 +10,11 @@ Source: Izmailov et al. 2018, arXiv 1803.05407, section 3; Wortsman et al. 2022,
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from reference.command import OneLineParser, run
-from reference.errors import ConfigError, UsageError
+from reference.config import read_config_file
+from reference.errors import CheckpointError, ConfigError, UsageError
 
 EXAMPLES = """examples:
   python -m tools.average_weights build/fifth build/sixth --out build/nano
@@ -22,15 +25,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     from reference.model import load_model
     from reference.presets import preset_dict
+    from tools.nano_checkpoint import unquantised_config
     from tools.trainer import PRESET, UNQUANTISED, export, write_small_files
 
     first, *others = args.trainings
-    check(args.trainings, UNQUANTISED)
+    check(args.trainings, UNQUANTISED, unquantised_config(PRESET))
     model = load_model(first / UNQUANTISED)
     total = {name: tensor.double() for name, tensor in model.state_dict().items()}
     for other in others:
         for name, tensor in load_model(other / UNQUANTISED).state_dict().items():
             total[name] += tensor
+    if bad := [name for name, tensor in total.items() if not tensor.isfinite().all()]:
+        raise CheckpointError(f"{bad[0]}: is not a number somewhere in one of the trainings. Leave that one out.")
     model.load_state_dict({name: tensor / len(args.trainings) for name, tensor in total.items()})
     args.out.mkdir(parents=True, exist_ok=True)
     write_small_files(args.out, first, preset_dict(PRESET))
@@ -49,17 +55,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if len(args.trainings) < 2:
         parser.error(f"only {args.trainings[0]} is given; expected two or more folders")
-    if (args.out / "model.safetensors").exists() or (args.out.exists() and not args.out.is_dir()):
-        raise UsageError(f"--out {args.out}: is a file or holds a checkpoint. Name another folder.")
+    if len({path.resolve() for path in args.trainings}) < len(args.trainings):
+        parser.error("a folder is given twice; expected different ones")
+    if any(args.out.rglob("*.safetensors")) or (args.out.exists() and not args.out.is_dir()):
+        raise UsageError(f"--out {args.out}: is a file or holds weights. Name another folder.")
     return args
 
 
-def check(trainings: Sequence[Path], below: str) -> None:
-    """Raise ConfigError for folders without unquantised weights, or with another vocabulary or settings."""
-    for training in trainings:
-        if not (training / below / "model.safetensors").exists():
-            raise ConfigError(f"{training / below}: holds no weights. Name folders that tools.train wrote.")
-    for name in ("tiktoken.model", "tokenizer_config.json", "config.json"):
+def check(trainings: Sequence[Path], below: str, config: dict[str, Any]) -> None:
+    """Raise ConfigError for folders without unquantised weights of this shape, or with different vocabularies."""
+    for folder in (training / below for training in trainings):
+        if not (folder / "model.safetensors").exists():
+            raise ConfigError(f"{folder}: holds no weights. Name folders that tools.train wrote.")
+        if read_config_file(folder / "config.json") != config:
+            raise ConfigError(f"{folder}: its config.json is not that of unquantised weights made here. Name folders "
+                              "that tools.train wrote.")  # fmt: skip
+    for name in ("tiktoken.model", "tokenizer_config.json"):
+        if missing := [training for training in trainings if not (training / name).exists()]:
+            raise ConfigError(f"{missing[0]}: {name} is missing. Name folders that tools.train wrote.")
         if len({(training / name).read_bytes() for training in trainings}) > 1:
             raise ConfigError(f"{', '.join(map(str, trainings))}: {name} differs. Weights have a mean where one "
                               "training went on from the other.")  # fmt: skip

@@ -102,6 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_comparable(questions_of(options), skills, other, options.against)
     from reference.prompt import Processor
 
+    from .fingerprint import sibling_fingerprint
+
+    sibling_fingerprint(options.model)  # a damaged mark is better known before the questions than after them
     examinee = open_backend(options, Processor.from_directory(options.model))
     rows = []
     with progress_bar(len(skills) * options.n, options) as advance:

@@ -1,20 +1,28 @@
 """Make every report that docs/evaluation.md is made of: all evaluations, one thread each, as many at once as cores.
 
-A report that lies in the folder already is left as it is, so what was stopped goes on. The whole table takes about
-an hour on two cores; longer ones begin first.
+A report of the shipped weights that lies in the folder already is left as it is, so what was stopped goes on. The whole
+table takes about an hour on two cores; longer ones begin first. docs/evaluation.md is made of those in docs/benchmarks:
+copy them there, and run tools.report_evaluation.
 """
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 from reference.command import OneLineParser, run, write_whole
 from reference.errors import KimiError, UsageError
+from reference.generate import SHIPPED_MODEL
+
+from .fingerprint import fingerprint, sibling_fingerprint
+from .report_evaluation import read_load
+from .scores import read_report
 
 EXAMPLES = """examples:
   python -m tools.evaluate_all --out build/evaluation
@@ -23,6 +31,8 @@ EXAMPLES = """examples:
 
 PAIRED = "--n 1000 --skill numbers.subtract --skill numbers.multiply --skill pictures.describe --skill pictures.count"
 UNQUANTISED = "unquantised"  # stands for the folder that --unquantised names
+MASTERS = Path("build/nano/unquantised")
+LOOK_EVERY_S = 0.2
 REPORTS = {
     "thinking-agents": "tools.evaluate --n 1000 --skill tools.choose --skill tools.parallel --skill tools.chain "
                        "--skill tools.picture --backend optimized",
@@ -50,24 +60,30 @@ REPORTS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Job:
+    """An evaluation that runs, and where it writes."""
+
+    process: subprocess.Popen
+    started: float
+    stdout: Path
+    stderr: Path
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
+    files = {name: args.out / file_name(name) for name in args.reports or REPORTS}
+    shipped = fingerprint(SHIPPED_MODEL)
+    if needs_masters := [name for name in files if UNQUANTISED in REPORTS[name].split() and not files[name].exists()]:
+        if args.unquantised is None and not MASTERS.is_dir():
+            say(f"{', '.join(needs_masters)}: left out, for {MASTERS} is not there; see --unquantised")
+            files = {name: file for name, file in files.items() if name not in needs_masters}
+        else:
+            check_masters(args.unquantised or MASTERS, shipped)
+    todo = [name for name, file in files.items() if not is_made(file, shipped)]
     args.out.mkdir(parents=True, exist_ok=True)
-    files = {name: args.out / file_name(name) for name in REPORTS if not args.reports or name in args.reports}
-    todo = [name for name, file in files.items() if not file.exists()]
-    for name in files.keys() - set(todo):
-        say(f"{name}: there already")
-    if any(UNQUANTISED in REPORTS[name].split() for name in todo) and not args.unquantised.is_dir():
-        raise UsageError(f"--unquantised {args.unquantised}: not a folder. Name what tools.train wrote beside its "
-                         "checkpoint, or the reports that are to be made without it.")  # fmt: skip
-    say(f"{len(todo)} to make")
-    failed = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        running = {pool.submit(make, REPORTS[name], files[name], args.unquantised): name for name in todo}
-        for number, future in enumerate(as_completed(running), 1):
-            seconds, complaint = future.result()
-            say(f"{number} of {len(todo)}: {running[future]}, {seconds:.0f} s{complaint and f': {complaint}'}")
-            failed += [running[future]] if complaint else []
+    say(f"{len(todo)} reports to make, {len(files) - len(todo)} there already")
+    failed = make_all(todo, files, str(args.unquantised or MASTERS))
     print(args.out)
     if failed:
         raise KimiError(f"{', '.join(failed)}: not made, see above. The same command makes what is missing.")
@@ -82,8 +98,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("reports", metavar="NAME", nargs="*", help=f"only these, of {', '.join(REPORTS)}")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="folder for the reports, which report_evaluation makes the page from")
-    parser.add_argument("--unquantised", type=Path, default=Path("build/nano/unquantised"), metavar="DIR",
-                        help="the float32 weights of the same training (default: build/nano/unquantised)")
+    parser.add_argument("--unquantised", type=Path, metavar="DIR",
+                        help=f"the float32 weights that the shipped ones are made of (default: {MASTERS}; without it "
+                             "the report that needs them is left out)")  # fmt: skip
     args = parser.parse_args(argv)
     if unknown := [name for name in args.reports if name not in REPORTS]:
         parser.error(f"{unknown[0]}: no such report; expected some of {', '.join(REPORTS)}")
@@ -96,17 +113,64 @@ def file_name(name: str) -> str:
     return f"{name}.json" if name == "expert-load" else f"evaluate-{name}.json"
 
 
-def make(command: str, file: Path, unquantised: Path) -> tuple[float, str]:
-    """Run one evaluation. Its seconds, and the last line of its complaint, empty if it went well."""
-    started = time.monotonic()
-    words = [str(unquantised) if word == UNQUANTISED else word for word in command.split()]
-    outcome = subprocess.run([sys.executable, "-m", *words, "--seed", "0", "--json"], capture_output=True, text=True,
-                             env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
-    if not outcome.returncode:
+def check_masters(folder: Path, shipped: str) -> None:
+    """Raise UsageError unless these are the weights that became the shipped ones."""
+    if sibling_fingerprint(folder) != shipped:
+        raise UsageError(f"--unquantised {folder}: is not said to be what the shipped weights are made of. Name what "
+                         "tools.train or tools.average_weights wrote below them, or the other reports.")  # fmt: skip
+
+
+def is_made(file: Path, shipped: str) -> bool:
+    """Whether the report is there. Raises UsageError for another file of its name, or a report of other weights."""
+    if not file.exists():
+        return False
+    report = read_load(file) if file.name == file_name("expert-load") else read_report(file)
+    if shipped not in (report["model_sha256"], report.get("int4_sha256")):
+        raise UsageError(f"{file}: is of other weights than those shipped now. Move it away, or name another folder.")
+    return True
+
+
+def make_all(todo: Sequence[str], files: dict[str, Path], unquantised: str) -> list[str]:
+    """Run one evaluation per core until all are done. Those that failed; what still runs ends with this program."""
+    waiting, running, failed = list(todo), {}, []
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            while waiting or running:
+                while waiting and len(running) < (os.cpu_count() or 1):
+                    name = waiting.pop(0)
+                    say(f"{name}: begins")
+                    running[name] = start(REPORTS[name].replace(f"--model {UNQUANTISED}", f"--model {unquantised}"),
+                                          Path(folder) / name)  # fmt: skip
+                for name in [name for name, job in running.items() if job.process.poll() is not None]:
+                    failed += [] if finish(name, running.pop(name), files[name]) else [name]
+                time.sleep(LOOK_EVERY_S)
+        finally:
+            for job in running.values():
+                job.process.terminate()
+            for job in running.values():
+                job.process.wait()
+            signal.signal(signal.SIGTERM, before)
+    return failed
+
+
+def start(command: str, output: Path) -> Job:
+    stdout, stderr = output.with_suffix(".out"), output.with_suffix(".err")
+    with stdout.open("wb") as out, stderr.open("wb") as err:
+        process = subprocess.Popen([sys.executable, "-m", *command.split(), "--seed", "0", "--json"], stdout=out,
+                                   stderr=err, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    return Job(process, time.monotonic(), stdout, stderr)
+
+
+def finish(name: str, job: Job, file: Path) -> bool:
+    """Put the report in its place if the evaluation went well, and say how it went."""
+    went_well, seconds = job.process.returncode == 0, time.monotonic() - job.started
+    if went_well:
         with write_whole(file) as temporary:
-            temporary.write_text(outcome.stdout, encoding="utf-8")
-    lines = outcome.stderr.strip().splitlines() or [f"exit code {outcome.returncode}"]
-    return time.monotonic() - started, lines[-1] if outcome.returncode else ""
+            temporary.write_bytes(job.stdout.read_bytes())
+    lines = job.stderr.read_text(encoding="utf-8").strip().splitlines() or [f"exit code {job.process.returncode}"]
+    say(f"{name}: {f'done in {seconds:.0f} s' if went_well else lines[-1]}")
+    return went_well
 
 
 def say(line: str) -> None:

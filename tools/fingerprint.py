@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from reference.command import read_json
+from reference.errors import UsageError
 
 SIBLING_FILE = "quantised_sibling.json"  # beside unquantised weights: which INT4 checkpoint the same training wrote
 
@@ -22,7 +23,12 @@ def fingerprint(directory: Path) -> str:
 def sibling_fingerprint(directory: Path) -> str | None:
     """Of the INT4 checkpoint that the training of these unquantised weights wrote; None where nothing says so."""
     path = directory / SIBLING_FILE
-    return read_json(path, "the mark of tools.train")["int4_sha256"] if path.exists() else None
+    if not path.exists():
+        return None
+    mark = read_json(path, "the mark of tools.train")
+    if not (isinstance(mark, dict) and isinstance(mark.get("int4_sha256"), str)):
+        raise UsageError(f"{path}: has no int4_sha256. Remove it, or make the weights again: tools.train --resume.")
+    return mark["int4_sha256"]
 
 
 def shown(path: Path) -> str:

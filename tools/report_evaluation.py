@@ -47,6 +47,7 @@ BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->\n"  # around a 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     reports = read_folder(args.reports)
+    page, tables = make_page(reports), {name: make_table(reports) for name, make_table in TABLES.items()}
     save, figures = figure_saver(), args.out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     best = {mode: found for mode in MODES if (found := reports.best(any_length=True, mode=mode, **GREEDY_INT4))}
@@ -58,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         save(partial(draw_expert_load, load), "Tokens per expert", figures / LOAD_FIGURE)
     target = args.out / "evaluation.md"
     with write_whole(target) as temporary:
-        temporary.write_text(make_page(reports), encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8")
     print(target)
-    for name, make_table in TABLES.items():
-        if renew_table(args.out.parent / name, make_table(reports)):
+    for name, table in tables.items():
+        if renew_table(args.out.parent / name, table):
             print(args.out.parent / name)
     return 0
 
@@ -93,9 +94,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def read_folder(folder: Path) -> Reports:
     """Raises UsageError if there is no evaluation, or a file that is none."""
+    if not folder.is_dir():
+        raise UsageError(f"--reports {folder}: not a folder; expected one with evaluate-*.json.")
     evaluations = {path.name: read_report(path) for path in in_order(folder, "evaluate-*")}
     if not evaluations:
-        raise UsageError(f"{folder}: no evaluate-*.json there. Make one: python -m tools.evaluate --json")
+        raise UsageError(f"{folder}: no evaluate-*.json there. Make them: python -m tools.evaluate_all --out {folder}")
     loads = {path.name: read_load(path) for path in in_order(folder, "expert-load")}
     weights = {name: report["model_sha256"] if report["experts"] == "int4" else report["int4_sha256"]
                for name, report in evaluations.items()} | {name: load["model_sha256"] for name, load in loads.items()}
@@ -115,7 +118,8 @@ def in_order(folder: Path, stem: str) -> list[Path]:
 def read_load(path: Path) -> dict[str, Any]:
     load = read_json(path, "a report of tools.expert_load")
     try:
-        complete = all(load[key] > 0 for key in ("n", "highest")) and load["lowest"] >= 0 and load["model_sha256"]
+        complete = all(load[key] > 0 for key in ("n", "highest")) and load["lowest"] >= 0
+        complete &= isinstance(load["model_sha256"], str)
         complete &= all(layer["share_of_mean"] and layer["layer"] >= 0 for layer in load["layers"])
     except (TypeError, LookupError) as error:
         raise UsageError(f"{path}: is no report of tools.expert_load ({error}). Make one: python -m tools.expert_load "
@@ -139,9 +143,9 @@ def intro() -> str:
 
 This page is made by `python -m tools.report_evaluation` from the JSON in [benchmarks](benchmarks), which
 `python -m tools.evaluate --json` and `python -m tools.expert_load --json` print; nothing in it is typed by hand. The
-questions are held out: nothing that was drawn for them, operands, picture, text or name, was in the training of the
-same world. Only those about the model itself are not: nothing in them is drawn but the wording. The worlds that they
-come from are in `tools/worlds`.
+questions are held out: nothing that was drawn for them, operands, picture, text or name, was asked in the training of
+the same world ([worlds.md](worlds.md) tells of the lines of products in which some stood). Only those about the model
+itself are not: nothing in them is drawn but the wording. The worlds that they come from are in `tools/worlds`.
 
 Intervals are 95 %: Wilson's for a share; for a difference, which is always between two runs over the same questions,
 that of Bonett and Price for paired data. They take every question for a new one. Those about the model itself come from

@@ -120,16 +120,32 @@ def read_report(path: Path) -> dict[str, Any]:
                 raise ValueError(f"{row['skill']} has {len(row['outcomes'])} outcomes")
             if not isinstance(row["questions_sha256"], str):
                 raise ValueError(f"{row['skill']} does not say which questions it had")
-            if not isinstance(row["failures"], list):
+            if not (isinstance(row["failures"], list) and all(len(one["expected"]) for one in row["failures"])):
                 raise ValueError(f"{row['skill']} does not say which answers were wrong")
+            check_numbers(row, "accuracy", "refused", "could_refuse")
         if missing := [key for key in (*SAME_QUESTIONS, *DESCRIBED_BY) if key not in report]:
             raise ValueError(f"it lacks {missing[0]}")
         if not skill_rows(report):
             raise ValueError("it lacks skills")
+        for row in report["skills"]:
+            low, high = row["interval_95"]
+            check_numbers(row | {"low": low, "high": high}, "right", "n", "low", "high")
+        check_numbers(report, "seconds", "threads", "temperature", "top_p", "seed")
+        lengths = {key: report[key] for key in ("tokens", "calls", "parts") if report[key] is not None}
+        check_numbers(lengths, *lengths)
+        if not all(isinstance(report[key], str) for key in ("command", "model_sha256", "experts", "backend", "mode")):
+            raise ValueError("it does not say in words what it is of")
     except (TypeError, LookupError, AttributeError, ValueError) as error:
         raise UsageError(f"{path}: is no report of this tools.evaluate ({error}). Make one: python -m tools.evaluate "
                          f"--json > {path}") from None  # fmt: skip
     return report
+
+
+def check_numbers(values: dict[str, Any], *names: str) -> None:
+    """Raises ValueError or LookupError unless all of these are numbers."""
+    for name in names:
+        if not isinstance(values[name], int | float):
+            raise ValueError(f"{name} is {values[name]!r}")
 
 
 def skill_rows(report: dict[str, Any]) -> list[dict[str, Any]]:

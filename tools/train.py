@@ -19,6 +19,7 @@ from reference.request import check_seed
 EXAMPLES = """examples:
   python -m tools.train --out build/nano --minutes 110
   python -m tools.train --out build/more --minutes 110 --seed 9 --init reference/nano
+  python -m tools.train --out build/more --resume
 """
 
 DEFAULT_MINUTES = 110
@@ -62,8 +63,8 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.out / STATE_FILE}: not there, nothing to resume. Leave out --resume to begin.")
     if not args.resume and (args.out / STATE_FILE).exists():
         raise UsageError(f"{args.out}: holds a training already. Go on with --resume, or name another folder.")
-    if not args.resume and (args.out / "model.safetensors").exists():
-        raise UsageError(f"{args.out}: holds a checkpoint, whose vocabulary and settings a training would overwrite. "
+    if not args.resume and any(args.out.rglob("*.safetensors")):
+        raise UsageError(f"{args.out}: holds a checkpoint, whose files a training would overwrite. "
                          f"Name another folder, and begin with --init {args.out} to go on from it.")
     for name in ("tiktoken.model", "tokenizer_config.json") if args.init else ():
         if not (args.init / name).exists():

@@ -173,12 +173,16 @@ def train_merges(counts: Counter[bytes], num_merges: int) -> list[bytes]:
         rows = sorted((piece for piece in counts if len(piece) > 1), key=lambda piece: (-counts[piece], piece))
         table.write_text("".join(f"{as_characters(piece)}\t{counts[piece]}\n" for piece in rows), encoding="utf-8")
         num_bytes = len(set(itertools.chain.from_iterable(rows)))
-        sentencepiece.SentencePieceTrainer.train(
-            input=str(table), input_format="tsv", model_prefix=str(Path(folder) / "bpe"), model_type="bpe",
-            vocab_size=num_merges + num_bytes + 1, character_coverage=1.0, normalization_rule_name="identity",
-            add_dummy_prefix=False, remove_extra_whitespaces=False, split_by_whitespace=False, split_by_number=False,
-            split_by_unicode_script=False, bos_id=-1, eos_id=-1, unk_id=0, num_threads=1, minloglevel=2,
-        )  # fmt: skip
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                input=str(table), input_format="tsv", model_prefix=str(Path(folder) / "bpe"), model_type="bpe",
+                vocab_size=num_merges + num_bytes + 1, character_coverage=1.0, normalization_rule_name="identity",
+                add_dummy_prefix=False, remove_extra_whitespaces=False, split_by_whitespace=False,
+                split_by_number=False, split_by_unicode_script=False, bos_id=-1, eos_id=-1, unk_id=0, num_threads=1,
+                minloglevel=2,
+            )  # fmt: skip
+        except RuntimeError as error:  # more merges than the texts hold
+            raise UsageError(f"the texts do not give {num_merges} merges ({error}). Ask for fewer ranks.") from None
         processor = sentencepiece.SentencePieceProcessor(model_file=str(Path(folder) / "bpe.model"))
         pieces = [processor.id_to_piece(index) for index in range(1, processor.get_piece_size())]
     return [as_bytes(piece) for piece in pieces if len(piece) > 1][:num_merges]
@@ -208,6 +212,7 @@ def train_vocabulary(num_ranks: int = NUM_RANKS) -> dict[bytes, int]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = OneLineParser(
+        prog="python -m tools.vocabulary",
         description="Train the shipped model's vocabulary and write tiktoken.model and tokenizer_config.json.",
         epilog="examples:\n  python -m tools.vocabulary --out build/vocabulary\n"
         "  python -m tools.vocabulary --out build/smaller --num-ranks 512",
@@ -221,6 +226,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--num-ranks: expected more than 256, the single bytes")
     if options.out.exists() and not options.out.is_dir():
         raise UsageError(f"{options.out}: is a file; expected a folder. Name another one.")
+    if any(options.out.glob("*.safetensors")) or any(options.out.glob("*.pt")):
+        raise UsageError(f"{options.out}: holds weights, which know another vocabulary. Name another folder.")
     from reference.tokenizer import write_tokenizer_files
 
     ranks = train_vocabulary(options.num_ranks)
