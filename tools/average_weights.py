@@ -18,6 +18,7 @@ from reference.errors import CheckpointError, ConfigError, UsageError
 
 EXAMPLES = """examples:
   python -m tools.average_weights build/fifth build/sixth --out build/nano
+  python -m tools.average_weights build/fourth build/fifth build/sixth --out build/mean-of-three
 """
 
 

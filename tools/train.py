@@ -19,7 +19,6 @@ from reference.request import check_seed
 EXAMPLES = """examples:
   python -m tools.train --out build/nano --minutes 110
   python -m tools.train --out build/more --minutes 110 --seed 9 --init reference/nano
-  python -m tools.train --out build/more --resume
 """
 
 DEFAULT_MINUTES = 110
