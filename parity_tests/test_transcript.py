@@ -64,7 +64,7 @@ def test_it_judges_as_an_evaluation_does(capsys, tmp_path, skill):
 @pytest.mark.parametrize(("arguments", "complaint"), [
     (["poems"], "poems: no such skill"),
     (["numbers"], "numbers: no such skill"),
-    (["needles.code", "--reworded"], "needles.code has no other wordings"),
+    (["conversation", "--reworded"], "conversation has no other wordings"),
     (["numbers.add", "--index", "-1"], "--index is -1"),
     (["tools.chain", "--calls", "0"], "--calls is 0"),
     (["numbers.add", "--media", "nowhere"], "--media nowhere: not a folder"),

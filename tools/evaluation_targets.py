@@ -6,8 +6,6 @@ from typing import Any
 
 from .intervals import wilson_interval
 from .scores import SAME_QUESTIONS, compare, skill_rows
-from .worlds import episode
-from .worlds.sample import SKILLS
 
 MODES = {"thinking": 1.0, "instant": 0.6}  # with the published temperature of each
 WIDE = 6  # parts of a task from which on a swarm is compared with a single agent
@@ -94,6 +92,9 @@ def at_least(share: float, *names: str, **settings: Any) -> Callable[[Reports], 
 
 def right_answers(reports: Reports, names: Sequence[str], wanted: float | None, **settings: Any) -> Reached | None:
     """Of all these skills and groups together; None unless every one of them was measured."""
+    from .worlds import episode
+    from .worlds.sample import SKILLS
+
     best = reports.best(**GREEDY_INT4, **settings)
     skills = [skill for name in names for skill in (*SKILLS, *episode.SKILLS) if is_part(skill, name)]
     found = [one for one in best.values() if one.row["skill"] in skills]
