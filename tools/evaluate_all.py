@@ -29,10 +29,11 @@ EXAMPLES = """examples:
   python -m tools.evaluate_all --out build/evaluation thinking-svg expert-load
 """
 
+# The same questions under two settings each, to be compared one by one.
 PAIRED = "--n 1000 --skill numbers.subtract --skill numbers.multiply --skill pictures.describe --skill pictures.count"
 UNQUANTISED = "unquantised"  # stands for the folder that --unquantised names
-MASTERS = Path("build/nano/unquantised")
-LOOK_EVERY_S = 0.2
+MASTERS = Path("build/nano/unquantised")  # float32 weights that became the shipped ones
+LOOK_EVERY_S = 0.2  # whether an evaluation has ended
 REPORTS = {
     "thinking-agents": "tools.evaluate --n 1000 --skill tools.choose --skill tools.parallel --skill tools.chain "
                        "--skill tools.picture --backend optimized",
