@@ -243,10 +243,11 @@ def test_contradictory_options_are_refused_before_anything_is_written(tmp_path, 
 
 def test_a_resumed_training_has_the_length_that_it_was_begun_with_and_its_curve_reaches_its_end(tmp_path, monkeypatch):
     first, seen = Trainer(tmp_path, 1, "cpu", None), []
-    first.seconds, first.elapsed_s = 400.0, 399.9
+    first.seconds, first.elapsed_s, first.step = 400.0, 399.9, 7
     first.save()
     monkeypatch.setattr(Trainer, "train_step", lambda self, progress: seen.append(progress) or time.sleep(0.2) or 0.5)
     monkeypatch.setattr(Trainer, "check", lambda self, loss: {"loss": loss})
+    assert run(lambda: train.main(["--out", str(tmp_path), "--resume", "--minutes", "3"])) == 2 and not seen
     assert train.main(["--out", str(tmp_path), "--resume"]) == 0
     assert len(seen) == 1 and 0.999 < seen[0] < 1
     assert json.loads((tmp_path / "training_curve.json").read_text())["curve"] == [{"loss": 0.5}]
