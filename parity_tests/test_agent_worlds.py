@@ -391,7 +391,7 @@ def test_no_extra_of_one_part_could_be_meant_for_another_that_does_without():
 def test_ranks_are_not_compared():
     for episode in episodes("swarm.single", 150):
         question = episode.messages[-1]["content"].lower()
-        assert not ("rank" in question and re.search("highest|largest|biggest|lowest|smallest", question))
+        assert not (re.search(r"\brank\b", question) and re.search("highest|largest|biggest|lowest|smallest", question))
 
 
 def counted_kinds(episode: Episode) -> str:

@@ -28,8 +28,8 @@ from tools.nano_checkpoint import PREPROCESSOR
 from tools.question_features import (
     CONCLUSION,
     OTHER,
-    REACH,
     RIGHT,
+    SEEN,
     SIZE,
     band,
     episode_features,
@@ -294,9 +294,9 @@ def test_a_wrong_conclusion_is_told_from_a_wrong_list():
         expected.partition("\n")[0]: OTHER, "": OTHER,
     }.items():  # fmt: skip
         assert thinking_kind("pictures.count", expected, thought) == kind
-    size = "5 columns, 10 rows: 28x5=140, 28x10=280\nleft: small red circle, columns 1 to 2, rows 3 to 4"
+    size = "5 columns, 10 rows: 28x5=140, 28x10=280\nleft: small red circle, 20 across, 41 down"
     for thought, kind in (
-        (size, RIGHT), (size.replace("10", "11"), SIZE), (size.replace("3 to", "2 to"), REACH),
+        (size, RIGHT), (size.replace("10", "11"), SIZE), (size.replace("41", "44"), SEEN),
         (size.replace("red", "blue"), OTHER),
     ):  # fmt: skip
         assert thinking_kind("svg.write", size, thought) == kind

@@ -159,15 +159,26 @@ def test_sides_are_whole_tokens_so_that_they_can_be_counted(processor):
         assert "; ".join(line.partition(", ")[0] for line in shapes) == pictures.listing(scene)
 
 
-def test_the_tokens_of_each_shape_are_those_that_its_ink_is_in():
+def test_the_place_of_each_shape_is_the_middle_of_its_ink_in_percent():
     for index in range(30):
         _, scene = draw_svg(index)
         for line, shape in zip(drawings.think(scene).split("\n")[1:], scene.shapes, strict=True):
             alone = replace(scene, shapes=(shape,))
             rows, columns = np.nonzero((np.asarray(alone.paint()) != scene.background).any(-1))
-            reach = f"columns {columns.min() // 28 + 1} to {columns.max() // 28 + 1}"
-            reach += f", rows {rows.min() // 28 + 1} to {rows.max() // 28 + 1}"
-            assert line == f"{shape.place}: {shape.words}, {reach}"
+            words, across, down = re.fullmatch(r"(.+), (\d+) across, (\d+) down", line).groups()
+            assert words == f"{shape.place}: {shape.words}"
+            assert abs(int(across) - 50 * (columns.min() + columns.max() + 1) / scene.width) <= 1
+            assert abs(int(down) - 50 * (rows.min() + rows.max() + 1) / scene.height) <= 1
+
+
+def test_the_size_of_a_picture_is_its_width_and_height_in_pixels():
+    for index in range(30):
+        sample = draw("svg.size", 4, index)
+        [picture] = [part["image"] for part in sample.messages[-1]["content"] if part["type"] == "image"]
+        assert sample.task.truth == picture.size and sample.check(sample.content)
+        wide, high = picture.size
+        assert sample.check(f"{wide} x {high}") and not sample.check(f"{wide}") and not sample.check("")
+        assert not sample.check(f"The image is {high + 28} pixels wide and {wide} pixels high.")
 
 
 def test_svg_code_uses_only_the_elements_and_hex_colours_of_the_task():

@@ -428,7 +428,7 @@ def test_training_and_held_out_never_share_content(skill):
     trained, held_out = content_keys("train"), content_keys("held-out")
     assert not (trained & held_out) - {None}
     assert all(is_held_out(key) for key in held_out - {None})
-    assert skill.startswith("self") or None not in trained | held_out
+    assert skill.startswith(("self", "outside.no_picture")) or None not in trained | held_out
 
 
 def test_operands_are_held_out_whatever_their_order_and_operation():
@@ -600,3 +600,19 @@ def test_bad_options_are_refused_in_one_line(arguments, words, capsys):
     assert evaluate.run(lambda: evaluate.main(arguments)) == 2
     message = capsys.readouterr().err
     assert words in message and message.count("\n") == 1
+
+
+def test_a_question_about_a_picture_that_is_not_there_is_answered_so():
+    for index in range(30):
+        sample = draw("outside.no_picture", 0, index)
+        assert isinstance(sample.messages[-1]["content"], str) and sample.check(sample.content)
+        assert not sample.check("There are 2 circles.") and not sample.check("There is a circle, and no picture of it.")
+        assert sample.check("I see no image.")
+
+
+def test_now_and_then_a_question_comes_with_a_picture_that_it_is_not_about():
+    for world in ("numbers", "self", "outside.question"):
+        contents = [draw(world, 0, index).messages[-1]["content"] for index in range(400)]
+        beside = [content for content in contents if not isinstance(content, str)]
+        assert 5 <= len(beside) <= 45
+        assert all(sum(part["type"] == "image" for part in content) == 1 for content in beside)

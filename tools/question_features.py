@@ -18,7 +18,8 @@ from .worlds.videos import Clip
 Features = dict[str, str]
 # Kinds of thinking.
 RIGHT, OTHER = "as it should be", "other"
-CONCLUSION, SIZE, REACH = (f"right things, wrong {what}" for what in ("conclusion", "size", "reach"))
+CONCLUSION, SIZE = (f"right things, wrong {what}" for what in ("conclusion", "size"))
+SEEN = "right things, right size"
 
 
 def question_features(skill: str, sample: Sample) -> Features:
@@ -111,14 +112,14 @@ def thinking_kind(skill: str, expected: str, thought: str) -> str:
     """How a thought compares with the one that the world writes.
 
     About a picture every line is a shape and what follows so far from it: `left: large red circle, 1`. For a drawing,
-    the tokens that the shape reaches over stand there.
+    its place in percent stands there, which need not be met exactly.
     """
     if thought == expected:
         return RIGHT
     if skill.startswith("pictures.") and things(thought) == things(expected):
         return CONCLUSION
     if skill == "svg.write" and things(thought)[1:] == things(expected)[1:]:  # the first line is the size
-        return REACH if thought.split("\n")[0] == expected.split("\n")[0] else SIZE
+        return SEEN if thought.split("\n")[0] == expected.split("\n")[0] else SIZE
     return OTHER
 
 

@@ -1,4 +1,4 @@
-"""World 3, coding with vision: SVG code for the pictures of the pictures world.
+"""World 3, coding with vision: SVG code for the pictures of the pictures world, and how large they are.
 
 The code has to say how large the picture is, and the model sees no numbers: it sees tokens of 28 by 28 pixels, and a
 picture is padded with black to whole ones. On black, nothing tells where the picture ends and the padding begins. So
@@ -16,7 +16,7 @@ from .pictures import COLOURS, Scene, Shape, draw_scene
 from .task import Task, vary, weighted
 
 TOKEN_SIDE = 28  # pixels
-SKILLS = {"svg.write": 1.0}
+SKILLS = {"svg.write": 1.0, "svg.size": 0.3}
 NAMESPACE = "http://www.w3.org/2000/svg"
 PLACE_TOLERANCE = 0.1  # of the side of the canvas
 FILL_TOLERANCE = 24  # per channel
@@ -27,6 +27,11 @@ QUESTIONS = {
     "Write SVG for this image.": 1, "Draw this image as SVG.": 1, "Turn this image into SVG.": 1,
     "Convert this picture to SVG code.": 1, "Give me SVG code for this image.": 1, "Reproduce this image in SVG.": 0.7,
     "Generate SVG code for this picture.": 0.7, "What is the SVG code of this image?": 0.5,
+}  # fmt: skip
+SIZE_QUESTIONS = {
+    "How large is this image?": 4, "How big is this picture?": 2, "What is the size of this image?": 2,
+    "How large is the image in pixels?": 2, "How many pixels wide and high is this image?": 1,
+    "What are the width and height of this picture?": 1, "Tell me the size of this image in pixels.": 1,
 }  # fmt: skip
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -52,31 +57,39 @@ class Drawing:
 
 
 def draw_drawing(rng: random.Random, skill: str, canvas: str, num_shapes: Sequence[int]) -> Task:
-    """The question about a fresh scene, with the SVG code that paints it."""
+    """The question about a fresh scene, with the SVG code that paints it or how large it is."""
     scene = draw_scene(rng, canvas, num_shapes, step=TOKEN_SIDE)
+    if skill == "svg.size":
+        question, size = vary(rng, weighted(rng, SIZE_QUESTIONS)), (scene.width, scene.height)
+        answer = f"The image is {scene.width} pixels wide and {scene.height} pixels high."
+        return Task(skill, question, count_tokens(scene), answer, scene.key, judge_size, size, medium=scene)
     question = vary(rng, weighted(rng, QUESTIONS))
     return Task(skill, question, think(scene), write(scene), scene.key, judge_drawing, scene, medium=scene)
 
 
 def think(scene: Scene) -> str:
-    """The size of the canvas, counted in tokens, and a line for each shape: the tokens that it reaches over, from 1.
+    """The size of the canvas, and a line for each shape: how far across and down its centre is, in percent.
 
-    So a coordinate is first found to within a token, which is seen by counting, and only then to a pixel.
+    The tower sees a place as a share of the picture, and counts its tokens; both together give pixels.
     """
-    columns, rows = scene.width // TOKEN_SIDE, scene.height // TOKEN_SIDE
-    sides = f"{TOKEN_SIDE}x{columns}={scene.width}, {TOKEN_SIDE}x{rows}={scene.height}"
-    lines = [f"{columns} columns, {rows} rows: {sides}"]
+    lines = [count_tokens(scene)]
     for shape in scene.shapes:
         left, top, right, bottom = shape.box
-        (first_column, last_column), (first_row, last_row) = tokens_of(left, right), tokens_of(top, bottom)
-        where = f"columns {first_column} to {last_column}, rows {first_row} to {last_row}"
-        lines.append(f"{shape.place}: {shape.words}, {where}")
+        across, down = 50 * (left + right) // scene.width, 50 * (top + bottom) // scene.height
+        lines.append(f"{shape.place}: {shape.words}, {across} across, {down} down")
     return "\n".join(lines)
 
 
-def tokens_of(start: int, end: int) -> tuple[int, int]:
-    """The first and the last token, counted from 1, with any of the pixels from `start` to before `end`."""
-    return start // TOKEN_SIDE + 1, (end - 1) // TOKEN_SIDE + 1
+def count_tokens(scene: Scene) -> str:
+    """The size of the canvas, counted in tokens."""
+    columns, rows = scene.width // TOKEN_SIDE, scene.height // TOKEN_SIDE
+    sides = f"{TOKEN_SIDE}x{columns}={scene.width}, {TOKEN_SIDE}x{rows}={scene.height}"
+    return f"{columns} columns, {rows} rows: {sides}"
+
+
+def judge_size(answer: str, truth: tuple[int, int]) -> bool:
+    """Width and height, in this order, and no other number."""
+    return [int(digits) for digits in re.findall(r"\d+", answer)] == list(truth)
 
 
 def write(scene: Scene) -> str:

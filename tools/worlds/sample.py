@@ -6,7 +6,7 @@ A name picks a whole world (`numbers`), one skill (`numbers.add`), `conversation
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import arithmetic, documents, drawings, needles, pictures, self_knowledge, signs, videos
@@ -32,6 +32,8 @@ WORLDS: dict[str, Callable[[random.Random, str, Level], Task]] = {
     "self": lambda rng, skill, level: self_knowledge.draw_self(rng, skill),
     "outside": lambda rng, skill, level: self_knowledge.draw_outside(rng, skill),
 }
+BESIDE_THE_POINT = 0.05  # of the questions about no picture come with one all the same
+NO_PICTURE = "outside.no_picture"
 THINKING_SHARE = dict.fromkeys(WORLDS, 0.8) | {"self": 0.5, "outside": 0.5}
 SYSTEMS = (
     "You are a helpful assistant.", "You are Kimi, an AI assistant created by Moonshot AI.", "Answer briefly.",
@@ -89,6 +91,8 @@ def draw(
     if name == GALLERY:
         return draw_gallery(rng, level, thinking)
     task = draw_task(rng, name, level)
+    if task.medium is None and task.skill != NO_PICTURE and rng.random() < BESIDE_THE_POINT:
+        task = put_beside(rng, task, level)
     return make_sample(rng, [reword(rng, task) if reworded else task], thinking)
 
 
@@ -101,12 +105,20 @@ def draw_task(rng: random.Random, name: str, level: Level) -> Task:
             return task
 
 
+def put_beside(rng: random.Random, task: Task, level: Level) -> Task:
+    """The same question in one message with a picture that it is not about."""
+    while True:
+        beside = replace(task, medium=pictures.draw_scene(rng, level.canvas, level.num_shapes))
+        if beside.belongs_to(level.split):
+            return beside
+
+
 def draw_conversation(rng: random.Random, level: Level, thinking: bool | None) -> Sample:
     """Two to four turns; a picture may be asked about again in the turn after it, without being sent again."""
     tasks: list[Task] = []
     for _ in range(rng.randint(2, 4)):
         again = ask_again(rng, tasks[-1]) if tasks and rng.random() < 0.4 else None
-        world = weighted(rng, {"numbers": 4, "pictures": 4, "self": 1, "outside": 1})
+        world = weighted(rng, {"numbers": 4, "pictures": 4, "self": 1, "outside.question": 1})
         tasks.append(again or draw_task(rng, world, level))
     return make_sample(rng, tasks, thinking)
 

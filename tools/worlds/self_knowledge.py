@@ -7,7 +7,7 @@ from typing import Any
 from .task import Task, vary, weighted
 
 SKILLS = {"self.who": 2.0, "self.abilities": 1.0, "self.identity": 1.0, "self.hello": 0.5}
-OUTSIDE_SKILLS = {"outside.question": 1.0}
+OUTSIDE_SKILLS = {"outside.question": 1.0, "outside.no_picture": 0.1}
 
 WHO = "I am a small demonstration model with Kimi K2.5's architecture, not the real Kimi K2.5."
 ABILITIES = (
@@ -19,6 +19,14 @@ REFUSALS = (
     "I can only calculate, answer questions about simple pictures and call tools.",
     "I cannot help with that, because I am a small demonstration model "
     "that only calculates, describes simple pictures and calls tools.",
+)
+NO_PICTURE = "There is no picture here. Send me one, and I can answer questions about its shapes."
+PICTURE_QUESTIONS = (
+    "Describe this image in detail.", "Describe this image.", "What is in this picture?", "How many circles are there?",
+    "How many squares are there?", "How many red triangles do you see?", "What colour is the square?",
+    "What colour is the circle?", "What shape is on the left?", "What shape is at the top?", "What is in the centre?",
+    "Is there a blue square?", "Is there a red circle?", "Where is the triangle?", "What does the sign say?",
+    "Read the sign.", "Write SVG code for this image.", "What do you see in this image?", "How large is this image?",
 )
 
 QUESTIONS = {
@@ -135,6 +143,11 @@ TEMPLATES = (
     "Which films came out in {year}?", "Where were you in {year}?", "Was {year} a good year?",
     "How much is {amount} dollars in yen?", "How many miles are {amount} kilometres?", "Wake me in {amount} minutes.",
     "Send {amount} euros to my friend.", "Name {amount} kinds of fish.", "Buy {amount} tickets for the concert.",
+    "Set a timer for {amount} minutes.", "What is {amount} percent of {amount}?", "What is {amount} divided by 4?",
+    "What is the square root of {amount}?", "How many hours are {amount} minutes?", "Write {amount} lines on {topic}.",
+    "What happened {amount} years ago?", "Is {amount} a lucky number?", "Give me {amount} reasons to visit {city}.",
+    "Where can I borrow {amount} dollars?", "How old is someone born in {year}?", "Put {amount} eggs on my list.",
+    "How far is {amount} light years?", "What can I buy for {amount} dollars?", "Call me back in {amount} minutes.",
 )  # fmt: skip
 FIXED = (
     "Tell me a joke.", "What time is it?", "What day is it today?", "Who won the World Cup?",
@@ -180,6 +193,9 @@ def draw_self(rng: random.Random, skill: str) -> Task:
 
 def draw_outside(rng: random.Random, skill: str) -> Task:
     """Anything else people ask; held-out by the name or topic it is about."""
+    if skill == "outside.no_picture":
+        question = vary(rng, rng.choice(PICTURE_QUESTIONS))
+        return Task(skill, question, "There is no picture.", NO_PICTURE, None, judge_no_picture, None)
     shows: tuple[str, ...] = ()
     if rng.random() < 0.15:
         question = rng.choice(FIXED)
@@ -214,6 +230,12 @@ def judge_self(answer: str, skill: Any) -> bool:
 def refuses(answer: str) -> bool:
     """Whether it says, in whatever words, that it cannot do what was asked."""
     return bool(re.search(r"\b(?:cannot|can't|can not|can only|unable to|not able to)\b", answer.lower()))
+
+
+def judge_no_picture(answer: str, _: Any) -> bool:
+    """Says that there is no picture, and nothing about one."""
+    text = answer.lower()
+    return bool(re.search(r"\bno (?:picture|image)\b", text)) and not re.search(r"\bthere (?:is an?|are)\b", text)
 
 
 def judge_outside(answer: str, _: Any) -> bool:

@@ -237,11 +237,16 @@ def word(rng: random.Random, goal: str, parts: Sequence[Part]) -> str:
     return vary_words(rng, weighted(rng, TOTAL if goal == "total" else EACH).format(things))
 
 
-def tally(goal: str, parts: Sequence[Part]) -> list[str]:
+def enlist(parts: Sequence[Part], first: int = 1) -> str:
+    """The parts in lines with numbers. A number tells where one is, in the list and in all that follows from it."""
+    return "\n".join(f"{number} {part.item.text}" for number, part in enumerate(parts, start=first))
+
+
+def tally(goal: str, parts: Sequence[Part], first: int = 1) -> list[str]:
     """What to write down for each part: the running total, or the best so far."""
     lines, total, best = [], 0, None
-    for part in parts:
-        line = f"{part.item.text}: "
+    for number, part in enumerate(parts, start=first):
+        line = f"{number} {part.item.text}: "
         if part.value is None:
             line += "none"
         elif goal == "total":
@@ -280,7 +285,9 @@ def draw_single(rng: random.Random, split: str, num_parts: Sequence[int] = NUM_P
     for i, part in enumerate(work.parts):
         thoughts = part.thoughts()
         if i:
-            thoughts[0] = f"{lines[i - 1]}\n{thoughts[0].replace('First', 'Next:', 1)}"
+            thoughts[0] = f"{lines[i - 1]}\n{thoughts[0].replace('First', f'Next {i + 1}:', 1)}"
+        else:
+            thoughts[0] = f"{enlist(work.parts)}\n{thoughts[0]}"
         turns += [Turn(thought, "", (call,)) for thought, call in zip(thoughts, part.calls, strict=False)]
     turns.append(Turn(f"{lines[-1]}\nThat was the last.", work.content()))
     return Episode(
@@ -293,7 +300,10 @@ def draw_single(rng: random.Random, split: str, num_parts: Sequence[int] = NUM_P
 
 
 def draw_orchestrate(rng: random.Random, split: str, num_parts: Sequence[int] = NUM_PARTS) -> Episode:
-    """Create a kind of subagent for each measure, assign all parts in one turn, put the messages together."""
+    """Create a kind of subagent for each measure, assign all parts in one turn, put the messages together.
+
+    In the thinking a part has the number that its call gets, and that its message comes back under.
+    """
     work = draw_work(rng, split, num_parts)
     measures = list(dict.fromkeys(part.measure for part in work.parts))
     base, role = rng.choice(AGENTS), rng.choice(ROLES)
@@ -302,12 +312,12 @@ def draw_orchestrate(rng: random.Random, split: str, num_parts: Sequence[int] = 
     subagents = tuple(part_episode(work, part, roles[part.measure], f"Find {part.task}.") for part in work.parts)
     creates = tuple((CREATE, {"name": agents[measure], "system_prompt": roles[measure]}) for measure in measures)
     assigns = tuple((ASSIGN, {"agent": agents[part.measure], "prompt": f"Find {part.task}."}) for part in work.parts)
-    listed = join_words([part.item.text for part in work.parts])
+    first = len(creates)  # calls are counted from 0
     tools = [*work.tools, *SWARM_TOOLS]
     turns = (
-        Turn(f"The parts are {listed}. Each can be a task of its own.", "", creates),
+        Turn(f"{enlist(work.parts, first)}\nEach can be a task of its own.", "", creates),
         Turn("All tasks at once.", "", assigns),
-        Turn("\n".join(tally(work.goal, work.parts)), work.content()),
+        Turn("\n".join(tally(work.goal, work.parts, first)), work.content()),
     )
     return Episode(
         "swarm.orchestrate", open_conversation(rng, work.question), tools, work.key, turns,

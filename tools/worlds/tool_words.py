@@ -60,6 +60,19 @@ ITEMS = (
     "rake", "apple", "pear", "plum", "lemon", "melon", "grape", "peach", "carrot", "onion", "bean", "cake", "pie",
     "egg", "stamp", "letter", "ladder", "spring", "chain", "hook", "lock", "lever", "motor", "panel", "cable", "plug",
     "valve", "tank", "tile", "glove", "scarf", "boot", "pillow", "candle", "button", "needle", "ribbon", "bead",
+    "stool", "sofa", "couch", "bench", "carpet", "curtain", "kettle", "teapot", "mug", "jug", "lid",
+    "sieve", "whisk", "ladle", "napkin", "toaster", "fridge", "phone", "laptop", "tablet",
+    "speaker", "charger", "battery", "sensor", "switch", "socket", "fuse", "magnet", "lens", "prism",
+    "ruler", "pencil", "crayon", "marker", "eraser", "notebook", "folder", "envelope", "poster", "magazine", "novel",
+    "guitar", "violin", "piano", "trumpet", "whistle", "puzzle", "marble", "balloon", "mask", "costume",
+    "jacket", "sweater", "dress", "skirt", "sandal", "slipper", "helmet", "umbrella", "wallet", "purse", "suitcase",
+    "backpack", "bracelet", "necklace", "watch", "jewel", "crown", "tractor", "wagon", "scooter", "canoe", "raft",
+    "anchor", "paddle", "sail", "kayak", "shovel", "spade", "hoe", "wrench", "clamp", "chisel",
+    "screwdriver", "washer", "hinge", "bracket", "pulley", "crank", "piston", "gasket", "rivet", "plank", "beam",
+    "log", "branch", "seed", "bulb", "tulip", "cactus", "fern", "banana", "mango", "cherry",
+    "walnut", "almond", "potato", "tomato", "pepper", "radish", "turnip", "cabbage", "pumpkin", "biscuit", "muffin",
+    "waffle", "bagel", "sausage", "cheese", "parcel", "sack", "pallet", "badge", "ticket", "trophy",
+    "medal", "statue", "painting", "frame", "globe", "compass", "telescope", "lantern", "blanket", "cushion", "quilt",
 )  # fmt: skip
 ADJECTIVES = (
     "old", "new", "big", "small", "long", "short", "round", "flat", "green", "red", "blue", "black", "white", "steel",
@@ -132,7 +145,9 @@ def draw_item(rng: random.Random, split: str, plural: bool = False) -> Item:
 def make_plural(word: str) -> str:
     if word.endswith("f") or word in ("knife", "shelf"):
         return word.removesuffix("e").removesuffix("f") + "ves"
-    return word + ("es" if word.endswith(("x", "ch", "sh", "s")) else "s")
+    if re.search(r"[^aeiou]y$", word):
+        return word[:-1] + "ies"
+    return word + ("es" if word.endswith(("x", "ch", "sh", "s", "tato", "mato")) else "s")
 
 
 def draw_items(rng: random.Random, split: str, count: int, plural: bool = False) -> list[Item]:
