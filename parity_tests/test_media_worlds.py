@@ -181,6 +181,19 @@ def test_the_size_of_a_picture_is_its_width_and_height_in_pixels():
         assert not sample.check(f"The image is {high + 28} pixels wide and {wide} pixels high.")
 
 
+def test_coordinates_of_a_shape_may_be_a_tenth_of_the_picture_off():
+    for index in range(30):
+        sample = draw("svg.place", 4, index)
+        (across, down), (width, height) = sample.task.truth
+        assert sample.check(sample.content) and sample.check(f"x={across + int(width / 10)}, y={down}")
+        assert not sample.check(f"{across}, {down + int(height / 10) + 1}")
+        assert not sample.check(f"{across}") and not sample.check(f"{across}, {down} of {width}")
+        shape = re.search(r"the (\w+) (\w+) is", sample.content)
+        [asked] = pictures.matching(sample.task.medium, *shape.groups())
+        left, top, right, bottom = asked.box
+        assert left <= across <= right and top <= down <= bottom
+
+
 def test_svg_code_uses_only_the_elements_and_hex_colours_of_the_task():
     tags = set()
     for index in range(60):

@@ -44,20 +44,26 @@ FULL = 0.999  # so far behind its beginning, any training draws its hardest exam
 # Enough of what is known to keep and better it; most goes to what earlier trainings had no time for.
 GOING_ON = {
     "pictures": 0.1, GALLERY: 0.03, "numbers.add": 0.03, "numbers.subtract": 0.035, "numbers.multiply": 0.05,
-    "numbers.decimals": 0.01, "signs": 0.08, "svg.write": 0.12, "svg.size": 0.05, "videos": 0.045, "documents": 0.035,
-    "needles": 0.025, "self": 0.03, "outside": 0.055, "conversation": 0.025,
+    "numbers.decimals": 0.01, "signs": 0.08, "svg.write": 0.11, "svg.size": 0.02, "svg.place": 0.04,
+    "videos": 0.045, "documents": 0.035, "needles": 0.025, "self": 0.03, "outside": 0.055, "conversation": 0.025,
     "tools.choose": 0.06, "tools.parallel": 0.045, "tools.chain": 0.02, "tools.counter": 0.005, "tools.picture": 0.03,
     "tools.crop": 0.005, "tools.none": 0.01, "tools.error": 0.005,
     "swarm.orchestrate": 0.065, "swarm.part": 0.025, "swarm.single": 0.01,
 }  # fmt: skip
+# What drawing needs before all else is to see to within a few percent where things are and how large the picture is,
+# and short questions teach that at several times the rate of whole drawings. A little of everything keeps the rest.
+LOCATE_UNTIL = 1.3
+LOCATING = {"svg.place": 0.5, "svg.size": 0.25, "svg.write": 0.13} | {
+    world: 0.15 * share for world, share in GOING_ON.items() if not world.startswith("svg")
+}
 HARD = ("signs", "documents")  # go on mostly as large and with texts as long as they get
-BEGINNING = ("svg.write", "svg.size")  # is not learnt by then, and begins easily in a training that goes on
+BEGINNING = ("svg.write", "svg.size", "svg.place")  # are not learnt by then, and begin easily in one that goes on
 QUANTISED_FROM = 0.46  # quantisation-aware from here on
 # Attention costs the square of the length: one example of 2,400 tokens costs as much as all others of a step. A text
 # and a swarm are therefore rarely long in training.
 NEEDLE_TOKENS = (80, 1300)  # short ones more often
 NUM_CALLS = (*range(3, 13), 20, 30, 45, 60)  # of a counter
-NUM_PARTS = (2, 3, 3, 4, 4, 5, 6, 7, 8, 10, 12)
+NUM_PARTS = (2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 8, 9, 10, 12)
 PARTS_OF_SINGLE = (2, 2, 3, 3, 4, 5)  # one agent alone writes down every call
 
 
@@ -88,7 +94,7 @@ def draw_example(seed: int, index: int, progress: float, split: str = "train") -
 
 def mixture(progress: float) -> dict[str, float]:
     if progress >= GOES_ON:
-        return GOING_ON
+        return LOCATING if progress < LOCATE_UNTIL else GOING_ON
     if progress < SEE_UNTIL:
         return SEEING
     if progress < COUNT_UNTIL:
@@ -117,7 +123,7 @@ def canvas_mixture(world: str, progress: float) -> dict[str, float]:
     """Backgrounds of any colour hide the shapes at first, and large pictures cost most."""
     if progress >= GOES_ON and world in BEGINNING:
         through = progress - GOES_ON
-        return {"plain": max(0.1, 1 - 4 * through), "small": 0.4, "medium": 2 * through, "full": 2 * through**2}
+        return {"plain": max(0.05, 0.4 - 4 * through), "small": 0.4, "medium": 0.1 + 2 * through, "full": 4 * through}
     if progress >= GOES_ON and world in HARD:
         return {"small": 0.1, "medium": 0.3, "full": 0.6}
     if progress < SEE_UNTIL:

@@ -118,7 +118,7 @@ def thinking_kind(skill: str, expected: str, thought: str) -> str:
         return RIGHT
     if skill.startswith("pictures.") and things(thought) == things(expected):
         return CONCLUSION
-    if skill == "svg.write" and things(thought)[1:] == things(expected)[1:]:  # the first line is the size
+    if skill in ("svg.write", "svg.place") and things(thought)[1:] == things(expected)[1:]:  # behind the size
         return SEEN if thought.split("\n")[0] == expected.split("\n")[0] else SIZE
     return OTHER
 

@@ -1,4 +1,4 @@
-"""World 3, coding with vision: SVG code for the pictures of the pictures world, and how large they are.
+"""World 3, coding with vision: SVG code for the pictures of the pictures world, their size, and places in them.
 
 The code has to say how large the picture is, and the model sees no numbers: it sees tokens of 28 by 28 pixels, and a
 picture is padded with black to whole ones. On black, nothing tells where the picture ends and the padding begins. So
@@ -12,11 +12,11 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .pictures import COLOURS, Scene, Shape, draw_scene
+from .pictures import COLOURS, Scene, Shape, american, draw_scene, matching
 from .task import Task, vary, weighted
 
 TOKEN_SIDE = 28  # pixels
-SKILLS = {"svg.write": 1.0, "svg.size": 0.3}
+SKILLS = {"svg.write": 1.0, "svg.size": 0.3, "svg.place": 0.3}
 NAMESPACE = "http://www.w3.org/2000/svg"
 PLACE_TOLERANCE = 0.1  # of the side of the canvas
 FILL_TOLERANCE = 24  # per channel
@@ -32,6 +32,11 @@ SIZE_QUESTIONS = {
     "How large is this image?": 4, "How big is this picture?": 2, "What is the size of this image?": 2,
     "How large is the image in pixels?": 2, "How many pixels wide and high is this image?": 1,
     "What are the width and height of this picture?": 1, "Tell me the size of this image in pixels.": 1,
+}  # fmt: skip
+PLACE_QUESTIONS = {
+    "Where is the {x} in pixels?": 3, "What are the pixel coordinates of the {x}?": 2, "At which pixel is the {x}?": 2,
+    "Give me the coordinates of the {x}.": 1, "Which coordinates does the {x} have?": 1,
+    "At which pixel is the centre of the {x}?": 2,
 }  # fmt: skip
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -57,14 +62,29 @@ class Drawing:
 
 
 def draw_drawing(rng: random.Random, skill: str, canvas: str, num_shapes: Sequence[int]) -> Task:
-    """The question about a fresh scene, with the SVG code that paints it or how large it is."""
+    """The question about a fresh scene, with the SVG code that paints it, how large it is, or where a shape is."""
     scene = draw_scene(rng, canvas, num_shapes, step=TOKEN_SIDE)
+    if skill == "svg.place":
+        return ask_place(rng, scene) or draw_drawing(rng, skill, canvas, num_shapes)
     if skill == "svg.size":
         question, size = vary(rng, weighted(rng, SIZE_QUESTIONS)), (scene.width, scene.height)
         answer = f"The image is {scene.width} pixels wide and {scene.height} pixels high."
         return Task(skill, question, count_tokens(scene), answer, scene.key, judge_size, size, medium=scene)
     question = vary(rng, weighted(rng, QUESTIONS))
     return Task(skill, question, think(scene), write(scene), scene.key, judge_drawing, scene, medium=scene)
+
+
+def ask_place(rng: random.Random, scene: Scene) -> Task | None:
+    """Where the centre of one shape is, in pixels; None if there is another of its colour and kind."""
+    shape = rng.choice(scene.shapes)
+    if len(matching(scene, shape.colour, shape.kind)) != 1:
+        return None
+    name, (left, top, right, bottom) = f"{shape.colour} {shape.kind}", shape.box
+    question = vary(rng, american(rng, weighted(rng, PLACE_QUESTIONS).format(x=name)))
+    centre = ((left + right) // 2, (top + bottom) // 2)
+    answer = f"The centre of the {name} is at {centre[0]}, {centre[1]}."
+    truth = (centre, (scene.width, scene.height))
+    return Task("svg.place", question, think(scene), answer, scene.key, judge_place, truth, medium=scene)
 
 
 def think(scene: Scene) -> str:
@@ -114,6 +134,12 @@ def write_shape(shape: Shape) -> str:
         "triangle": f'polygon points="{middle},{top} {left},{bottom} {right},{bottom}"',
     }[shape.kind]
     return f'<{geometry} fill="#{fill}"/>'
+
+
+def judge_place(answer: str, truth: tuple[tuple[int, int], tuple[int, int]]) -> bool:
+    """Two numbers, none of which is off by more than a tenth of the canvas."""
+    found = [int(digits) for digits in re.findall(r"\d+", answer)]
+    return len(found) == 2 and is_close(found, truth[0], [PLACE_TOLERANCE * side for side in truth[1]])
 
 
 def parse(text: str) -> Drawing | None:

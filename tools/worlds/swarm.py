@@ -45,6 +45,7 @@ TOTAL = {
     "Find {0} and add them up.": 4, "Add up {0}.": 2, "What is the sum of {0}?": 1, "Find {0}. What is the total?": 1.5,
     "Give me the total of {0}.": 1,
 }  # fmt: skip
+WANTED = {"total": "the total", "each": "each", "highest": "the highest", "lowest": "the lowest"}
 EACH = {"Find {0}.": 3, "What is {0}?": 2, "Report {0}.": 1, "Tell me {0}.": 1, "List {0}.": 1}
 MOST = {
     "Which has the {s} {m}: {0}?": 3, "Which of {1} has the {s} {m}?": 2, "Find the {m} of {1}. Which has the {s}?": 2,
@@ -287,7 +288,7 @@ def draw_single(rng: random.Random, split: str, num_parts: Sequence[int] = NUM_P
         if i:
             thoughts[0] = f"{lines[i - 1]}\n{thoughts[0].replace('First', f'Next {i + 1}:', 1)}"
         else:
-            thoughts[0] = f"{enlist(work.parts)}\n{thoughts[0]}"
+            thoughts[0] = f"{enlist(work.parts)}\nWanted: {WANTED[work.goal]}. {thoughts[0]}"
         turns += [Turn(thought, "", (call,)) for thought, call in zip(thoughts, part.calls, strict=False)]
     turns.append(Turn(f"{lines[-1]}\nThat was the last.", work.content()))
     return Episode(
@@ -302,7 +303,8 @@ def draw_single(rng: random.Random, split: str, num_parts: Sequence[int] = NUM_P
 def draw_orchestrate(rng: random.Random, split: str, num_parts: Sequence[int] = NUM_PARTS) -> Episode:
     """Create a kind of subagent for each measure, assign all parts in one turn, put the messages together.
 
-    In the thinking a part has the number that its call gets, and that its message comes back under.
+    In the thinking a part has the number that its call gets, and that its message comes back under. What is wanted in
+    the end is said again in every turn, for the question is far away by then.
     """
     work = draw_work(rng, split, num_parts)
     measures = list(dict.fromkeys(part.measure for part in work.parts))
@@ -312,12 +314,12 @@ def draw_orchestrate(rng: random.Random, split: str, num_parts: Sequence[int] = 
     subagents = tuple(part_episode(work, part, roles[part.measure], f"Find {part.task}.") for part in work.parts)
     creates = tuple((CREATE, {"name": agents[measure], "system_prompt": roles[measure]}) for measure in measures)
     assigns = tuple((ASSIGN, {"agent": agents[part.measure], "prompt": f"Find {part.task}."}) for part in work.parts)
-    first = len(creates)  # calls are counted from 0
+    first, wanted = len(creates), f"Wanted: {WANTED[work.goal]}."  # calls are counted from 0
     tools = [*work.tools, *SWARM_TOOLS]
     turns = (
-        Turn(f"{enlist(work.parts, first)}\nEach can be a task of its own.", "", creates),
-        Turn("All tasks at once.", "", assigns),
-        Turn("\n".join(tally(work.goal, work.parts, first)), work.content()),
+        Turn(f"{enlist(work.parts, first)}\nEach can be a task of its own. {wanted}", "", creates),
+        Turn(f"All tasks at once. {wanted}", "", assigns),
+        Turn("\n".join([wanted, *tally(work.goal, work.parts, first)]), work.content()),
     )
     return Episode(
         "swarm.orchestrate", open_conversation(rng, work.question), tools, work.key, turns,
