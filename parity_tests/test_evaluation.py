@@ -294,10 +294,10 @@ def test_a_wrong_conclusion_is_told_from_a_wrong_list():
         expected.partition("\n")[0]: OTHER, "": OTHER,
     }.items():  # fmt: skip
         assert thinking_kind("pictures.count", expected, thought) == kind
-    size = "5 columns, 10 rows: 28x5=140, 28x10=280\nleft: small red circle, 20 across, 41 down"
+    size = "5 columns, 10 rows: 28x5=140, 28x10=280\nbackground: 3 9 15\nleft: small red circle, 20 across 28"
     for thought, kind in (
-        (size, RIGHT), (size.replace("10", "11"), SIZE), (size.replace("41", "44"), SEEN),
-        (size.replace("red", "blue"), OTHER),
+        (size, RIGHT), (size.replace("10", "11"), SIZE), (size.replace("20", "25"), SEEN),
+        (size.replace("9", "8"), SEEN), (size.replace("red", "blue"), OTHER),
     ):  # fmt: skip
         assert thinking_kind("svg.write", size, thought) == kind
     assert thinking_kind("numbers.add", "ones: 2+2=4, write 4", "ones: 2+2=4, write 5") == OTHER

@@ -153,22 +153,46 @@ def test_sides_are_whole_tokens_so_that_they_can_be_counted(processor):
         assert {scene.width, scene.height} <= set(range(56, 449, 28))
         [(_, rows, columns)] = processor.prompt(sample.messages).grid_thws
         assert (scene.width, scene.height) == (14 * columns, 14 * rows)
-        first, *shapes = drawings.think(scene).split("\n")
+        first, _, *shapes = drawings.think(scene).split("\n")
         counted = re.fullmatch(r"(\d+) columns, (\d+) rows: 28x\1=(\d+), 28x\2=(\d+)", first).groups()
         assert [*map(int, counted)] == [columns // 2, rows // 2, scene.width, scene.height]
         assert "; ".join(line.partition(", ")[0] for line in shapes) == pictures.listing(scene)
 
 
-def test_the_place_of_each_shape_is_the_middle_of_its_ink_in_percent():
+def test_the_place_of_each_shape_is_that_of_its_ink_in_percent_and_in_pixels():
     for index in range(30):
         _, scene = draw_svg(index)
-        for line, shape in zip(drawings.think(scene).split("\n")[1:], scene.shapes, strict=True):
+        for line, shape in zip(drawings.think(scene).split("\n")[2:], scene.shapes, strict=True):
             alone = replace(scene, shapes=(shape,))
             rows, columns = np.nonzero((np.asarray(alone.paint()) != scene.background).any(-1))
-            words, across, down = re.fullmatch(r"(.+), (\d+) across, (\d+) down", line).groups()
+            left, right, top, bottom = columns.min(), columns.max() + 1, rows.min(), rows.max() + 1
+            words, *found, edges = re.fullmatch(
+                r"(.+), (\d+) across (\d+), (\d+) down (\d+), half (\d+)(: .+)?", line
+            ).groups()
+            across, x, down, y, half = map(int, found)
             assert words == f"{shape.place}: {shape.words}"
-            assert abs(int(across) - 50 * (columns.min() + columns.max() + 1) / scene.width) <= 1
-            assert abs(int(down) - 50 * (rows.min() + rows.max() + 1) / scene.height) <= 1
+            assert abs(x - (left + right) / 2) <= 1 and abs(y - (top + bottom) / 2) <= 1
+            assert abs(half - (right - left) / 2) <= 1
+            assert abs(across - 100 * x / scene.width) <= 2.5 and abs(down - 100 * y / scene.height) <= 2.5
+            assert across % 5 == down % 5 == 0 and (edges is None) == (shape.kind == "circle")
+            if edges:
+                written = [int(digits) for digits in re.findall(r"\d+", edges)]
+                assert np.abs(np.subtract(written, [left, right, top, bottom])).max() <= 1
+
+
+def test_every_number_of_a_drawing_stands_in_the_thinking_before_it():
+    """But twice the half of a square; and the background's steps are the digits of its fill."""
+    for index in range(30):
+        sample, scene = draw_svg(index)
+        thought = drawings.think(scene)
+        sides = [(shape.box[2] - shape.box[0], shape.box[3] - shape.box[1]) for shape in scene.shapes]
+        known = {*re.findall(r"\d+", thought), *(str(side) for pair in sides for side in pair)}
+        root = ElementTree.fromstring(sample.content)
+        for element in root[1:]:
+            numbers = [text for name, text in element.attrib.items() if name != "fill"]
+            assert {*re.findall(r"\d+", " ".join(numbers))} <= known
+        red, green, blue = re.search(r"\nbackground: (\d+) (\d+) (\d+)\n", thought).groups()
+        assert root[0].get("fill") == "#" + "".join(f"{int(step):x}" * 2 for step in (red, green, blue))
 
 
 def test_the_size_of_a_picture_is_its_width_and_height_in_pixels():

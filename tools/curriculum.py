@@ -43,18 +43,18 @@ GOES_ON = 1.0  # the progress at which a training on finished weights begins
 FULL = 0.999  # so far behind its beginning, any training draws its hardest examples
 # Enough of what is known to keep and better it; most goes to what earlier trainings had no time for.
 GOING_ON = {
-    "pictures": 0.1, GALLERY: 0.03, "numbers.add": 0.03, "numbers.subtract": 0.035, "numbers.multiply": 0.05,
-    "numbers.decimals": 0.01, "signs": 0.08, "svg.write": 0.11, "svg.size": 0.02, "svg.place": 0.04,
-    "videos": 0.045, "documents": 0.035, "needles": 0.025, "self": 0.03, "outside": 0.055, "conversation": 0.025,
-    "tools.choose": 0.06, "tools.parallel": 0.045, "tools.chain": 0.02, "tools.counter": 0.005, "tools.picture": 0.03,
+    "pictures": 0.12, GALLERY: 0.04, "numbers.add": 0.025, "numbers.subtract": 0.03, "numbers.multiply": 0.045,
+    "numbers.decimals": 0.01, "signs": 0.09, "svg.write": 0.11, "svg.size": 0.01, "svg.place": 0.05,
+    "videos": 0.045, "documents": 0.035, "needles": 0.025, "self": 0.025, "outside": 0.05, "conversation": 0.02,
+    "tools.choose": 0.055, "tools.parallel": 0.035, "tools.chain": 0.02, "tools.counter": 0.005, "tools.picture": 0.025,
     "tools.crop": 0.005, "tools.none": 0.01, "tools.error": 0.005,
-    "swarm.orchestrate": 0.065, "swarm.part": 0.025, "swarm.single": 0.01,
+    "swarm.orchestrate": 0.07, "swarm.part": 0.03, "swarm.single": 0.01,
 }  # fmt: skip
 # What drawing needs before all else is to see to within a few percent where things are and how large the picture is,
-# and short questions teach that at several times the rate of whole drawings. A little of everything keeps the rest.
+# and short questions teach that at several times the rate of whole drawings. Some of everything keeps the rest.
 LOCATE_UNTIL = 1.3
-LOCATING = {"svg.place": 0.5, "svg.size": 0.25, "svg.write": 0.13} | {
-    world: 0.15 * share for world, share in GOING_ON.items() if not world.startswith("svg")
+LOCATING = {"svg.place": 0.42, "svg.size": 0.18, "svg.write": 0.15} | {
+    world: 0.3 * share for world, share in GOING_ON.items() if not world.startswith("svg")
 }
 HARD = ("signs", "documents")  # go on mostly as large and with texts as long as they get
 BEGINNING = ("svg.write", "svg.size", "svg.place")  # are not learnt by then, and begin easily in one that goes on

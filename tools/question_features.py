@@ -112,13 +112,13 @@ def thinking_kind(skill: str, expected: str, thought: str) -> str:
     """How a thought compares with the one that the world writes.
 
     About a picture every line is a shape and what follows so far from it: `left: large red circle, 1`. For a drawing,
-    its place in percent stands there, which need not be met exactly.
+    numbers stand there, and in the line of the background, which need not be met exactly.
     """
     if thought == expected:
         return RIGHT
     if skill.startswith("pictures.") and things(thought) == things(expected):
         return CONCLUSION
-    if skill in ("svg.write", "svg.place") and things(thought)[1:] == things(expected)[1:]:  # behind the size
+    if skill in ("svg.write", "svg.place") and things(thought)[2:] == things(expected)[2:]:
         return SEEN if thought.split("\n")[0] == expected.split("\n")[0] else SIZE
     return OTHER
 

@@ -88,16 +88,26 @@ def ask_place(rng: random.Random, scene: Scene) -> Task | None:
 
 
 def think(scene: Scene) -> str:
-    """The size of the canvas, and a line for each shape: how far across and down its centre is, in percent.
+    """The size of the canvas, its background, and a line for each shape with all numbers that the code then copies.
 
-    The tower sees a place as a share of the picture, and counts its tokens; both together give pixels.
+    The tower sees a place as a share of the picture, so a centre comes first in percent, to the next 5, and then in
+    pixels: `bottom: large white square, 55 across 253, 70 down 243, half 53: 200 to 307, 190 to 297`.
     """
-    lines = [count_tokens(scene)]
+    lines = [count_tokens(scene), "background: {} {} {}".format(*steps(scene.background))]
     for shape in scene.shapes:
         left, top, right, bottom = shape.box
-        across, down = 50 * (left + right) // scene.width, 50 * (top + bottom) // scene.height
-        lines.append(f"{shape.place}: {shape.words}, {across} across, {down} down")
+        x, y = (left + right) // 2, (top + bottom) // 2
+        across, down = 5 * round(20 * x / scene.width), 5 * round(20 * y / scene.height)
+        line = f"{shape.place}: {shape.words}, {across} across {x}, {down} down {y}, half {(right - left) // 2}"
+        if shape.kind != "circle":
+            line += f": {left} to {right}, {top} to {bottom}"
+        lines.append(line)
     return "\n".join(lines)
+
+
+def steps(rgb: Sequence[int]) -> list[int]:
+    """A colour in steps of 17, 16 to a channel. Each step is one hexadecimal digit, twice: 5 is 55, 12 is cc."""
+    return [round(channel / 17) for channel in rgb]
 
 
 def count_tokens(scene: Scene) -> str:
@@ -114,7 +124,7 @@ def judge_size(answer: str, truth: tuple[int, int]) -> bool:
 
 def write(scene: Scene) -> str:
     """The picture as SVG code, in whole pixels, one element in a line."""
-    ground = "".join(f"{round(channel / 17):x}" * 2 for channel in scene.background)  # 16 steps of 17 in a channel
+    ground = "".join(f"{step:x}" * 2 for step in steps(scene.background))
     return "\n".join([
         f'<svg xmlns="{NAMESPACE}" viewBox="0 0 {scene.width} {scene.height}">',
         f'<rect x="0" y="0" width="{scene.width}" height="{scene.height}" fill="#{ground}"/>',

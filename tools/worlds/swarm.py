@@ -260,7 +260,7 @@ def tally(goal: str, parts: Sequence[Part], first: int = 1) -> list[str]:
             wins = (part.value > best.value) == (goal == "highest")
             line += f"{part.value}{'>' if part.value > best.value else '<'}{best.value}"
             best = part if wins else best
-            line += f", {best.item.text}"
+            line += f", {best.item.text} {best.value}"  # what the next line compares with
         lines.append(line)
     return lines
 
