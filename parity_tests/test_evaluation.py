@@ -182,7 +182,7 @@ def test_refusals_count_where_the_model_could_have_answered(capsys, monkeypatch)
         return [reference.generation.Generated(tokenizer.encode(REFUSALS[0]), "stop") for _ in prompts]
 
     monkeypatch.setattr(reference.generation, "generate", refuse)
-    report = run_evaluate(capsys, "--skill", "numbers.add", "--skill", "outside", "--n", "3", "--instant")
+    report = run_evaluate(capsys, "--skill", "numbers.add", "--skill", "outside.question", "--n", "3", "--instant")
     counts = {row["skill"]: (row["refused"], row["could_refuse"], row["right"]) for row in report["skills"]}
     assert counts == {"numbers.add": (3, 3, 0), "outside.question": (0, 0, 3)}
 

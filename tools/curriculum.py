@@ -43,21 +43,14 @@ GOES_ON = 1.0  # the progress at which a training on finished weights begins
 FULL = 0.999  # so far behind its beginning, any training draws its hardest examples
 # Enough of what is known to keep and better it; most goes to what earlier trainings had no time for.
 GOING_ON = {
-    "pictures": 0.12, GALLERY: 0.04, "numbers.add": 0.025, "numbers.subtract": 0.03, "numbers.multiply": 0.045,
-    "numbers.decimals": 0.01, "signs": 0.09, "svg.write": 0.11, "svg.size": 0.01, "svg.place": 0.05,
-    "videos": 0.045, "documents": 0.035, "needles": 0.025, "self": 0.025, "outside": 0.05, "conversation": 0.02,
-    "tools.choose": 0.055, "tools.parallel": 0.035, "tools.chain": 0.02, "tools.counter": 0.005, "tools.picture": 0.025,
-    "tools.crop": 0.005, "tools.none": 0.01, "tools.error": 0.005,
-    "swarm.orchestrate": 0.07, "swarm.part": 0.03, "swarm.single": 0.01,
+    "pictures": 0.11, GALLERY: 0.05, "numbers.add": 0.03, "numbers.subtract": 0.03, "numbers.multiply": 0.045,
+    "numbers.decimals": 0.01, "signs": 0.11, "svg.write": 0.13, "svg.size": 0.01, "svg.place": 0.05,
+    "videos": 0.06, "documents": 0.035, "needles": 0.02, "self": 0.02, "outside": 0.035, "conversation": 0.02,
+    "tools.choose": 0.05, "tools.parallel": 0.03, "tools.chain": 0.02, "tools.counter": 0.005, "tools.picture": 0.025,
+    "tools.crop": 0.005, "tools.none": 0.005, "tools.error": 0.005,
+    "swarm.orchestrate": 0.065, "swarm.part": 0.02, "swarm.single": 0.005,
 }  # fmt: skip
-# What drawing needs before all else is to see to within a few percent where things are and how large the picture is,
-# and short questions teach that at several times the rate of whole drawings. Some of everything keeps the rest.
-LOCATE_UNTIL = 1.3
-LOCATING = {"svg.place": 0.42, "svg.size": 0.18, "svg.write": 0.15} | {
-    world: 0.3 * share for world, share in GOING_ON.items() if not world.startswith("svg")
-}
-HARD = ("signs", "documents")  # go on mostly as large and with texts as long as they get
-BEGINNING = ("svg.write", "svg.size", "svg.place")  # are not learnt by then, and begin easily in one that goes on
+HARD = ("signs", "documents", "svg.write")  # go on mostly as large and with texts as long as they get
 QUANTISED_FROM = 0.46  # quantisation-aware from here on
 # Attention costs the square of the length: one example of 2,400 tokens costs as much as all others of a step. A text
 # and a swarm are therefore rarely long in training.
@@ -94,7 +87,7 @@ def draw_example(seed: int, index: int, progress: float, split: str = "train") -
 
 def mixture(progress: float) -> dict[str, float]:
     if progress >= GOES_ON:
-        return LOCATING if progress < LOCATE_UNTIL else GOING_ON
+        return GOING_ON
     if progress < SEE_UNTIL:
         return SEEING
     if progress < COUNT_UNTIL:
@@ -121,9 +114,6 @@ def most_shapes(progress: float) -> int:
 
 def canvas_mixture(world: str, progress: float) -> dict[str, float]:
     """Backgrounds of any colour hide the shapes at first, and large pictures cost most."""
-    if progress >= GOES_ON and world in BEGINNING:
-        through = progress - GOES_ON
-        return {"plain": max(0.05, 0.4 - 4 * through), "small": 0.4, "medium": 0.1 + 2 * through, "full": 4 * through}
     if progress >= GOES_ON and world in HARD:
         return {"small": 0.1, "medium": 0.3, "full": 0.6}
     if progress < SEE_UNTIL:
