@@ -56,7 +56,7 @@ REPORTS = {
                             "--skill tools.crop --backend optimized",
     "instant-sampled": f"tools.evaluate {PAIRED} --instant --temperature 0.6",
     "thinking-svg": "tools.evaluate --n 200 --skill svg --backend optimized",
-    "thinking-needles-1k": "tools.evaluate --n 200 --skill needles --tokens 1000 --backend optimized",
+    "thinking-needles-1k": "tools.evaluate --n 1000 --skill needles --tokens 1000 --backend optimized",
     "expert-load": "tools.expert_load --n 400",
 }  # fmt: skip
 
