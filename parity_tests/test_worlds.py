@@ -514,7 +514,7 @@ def test_the_shipped_vocabulary_is_what_its_program_makes_but_for_words_that_cha
     assert vocabulary.main(["--out", str(tmp_path)]) == 0
     made, shipped = (Tokenizer.from_directory(folder) for folder in (tmp_path, SHIPPED_MODEL))
     merges = [{tokenizer.token_bytes(rank) for rank in range(256, 1024)} for tokenizer in (made, shipped)]
-    assert len(merges[0] & merges[1]) > 0.9 * 768
+    assert len(merges[0] & merges[1]) > 0.85 * 768
     assert made.control_ids == shipped.control_ids
 
 

@@ -26,6 +26,9 @@ QUESTIONS = {
     "What's {e}?": 1, "{e}=": 1, "{e} = ?": 1, "Work out {e}.": 1, "Solve {e}.": 0.5, "Tell me what {e} is.": 0.5,
     "Can you compute {e}?": 0.7, "What is the result of {e}?": 0.7, "What does {e} equal?": 0.5, "Evaluate {e}.": 0.5,
     "What is {e}? Think carefully.": 0.5, "I need to know {e}.": 0.3, "Could you tell me what {e} is?": 0.3,
+    "{e} is what?": 0.3, "{e} equals?": 0.3, "Give me {e}.": 0.3, "Determine {e}.": 0.3, "Can you work out {e}?": 0.3,
+    "Tell me the result of {e}.": 0.3, "What number do you get for {e}?": 0.3, "What does {e} make?": 0.3,
+    "What comes out of {e}?": 0.3, "What do I get for {e}?": 0.3, "Do you know {e}?": 0.3, "Result of {e}?": 0.3,
 }  # fmt: skip
 WORDED = {
     "+": (
@@ -33,18 +36,27 @@ WORDED = {
         "What do you get if you add {a} and {b}?", "What do you get when you add {b} to {a}?",
         "What do {a} and {b} add up to?", "How much do {a} and {b} make?", "What is {a} added to {b}?",
         "{a} and {b} make what?", "How much is {a} and {b} in total?", "Tell me the sum of {a} and {b}.",
-        "If you add {a} and {b}, what is the result?", "Add up {a} and {b}.",
+        "If you add {a} and {b}, what is the result?", "Add up {a} and {b}.", "What is {a} and {b} together?",
+        "Increase {a} by {b}.", "Put {a} and {b} together.", "What is the total if I add {b} to {a}?",
+        "When you add {a} and {b}, how much is it?", "Could you give me the sum of {a} and {b}?",
     ),
     "-": (
         "Subtract {b} from {a}.", "Take {b} away from {a}.", "What is {a} take away {b}?", "Take {b} from {a}.",
         "What is left of {a} after taking away {b}?", "Can you subtract {b} from {a}?", "What is {a} less {b}?",
         "What do you get if you subtract {b} from {a}?", "How much is left if you take {b} from {a}?",
         "If you subtract {b} from {a}, what is the result?", "Tell me {a} less {b}.", "Lower {a} by {b}.",
+        "Reduce {a} by {b}.", "Remove {b} from {a}.", "What is {b} subtracted from {a}?", "{a} less {b} is what?",
+        "From {a} subtract {b}.", "Can you take {b} from {a}?", "What remains when {b} is taken from {a}?",
+        "If you take {b} away from {a}, how much is left?", "When I subtract {b} from {a}, what is left?",
+        "Take away {b} from {a}.", "How much is {a} without {b}?", "Would you subtract {b} from {a}?",
+        "What is the difference of {a} minus {b}?", "If {b} is taken from {a}, what is the result?",
     ),
     "x": (
         "Multiply {a} by {b}.", "What is the product of {a} and {b}?", "Multiply {a} and {b}.",
         "Can you multiply {a} and {b}?", "What do you get if you multiply {a} by {b}?",
         "Tell me the product of {a} and {b}.", "If you multiply {a} by {b}, what is the result?",
+        "What is {a} multiplied with {b}?", "How much do you get if you multiply {a} by {b}?",
+        "What is the result if {a} is multiplied by {b}?", "Would you multiply {a} by {b}?",
     ),
 }  # fmt: skip
 COMPARISONS = {
@@ -52,6 +64,11 @@ COMPARISONS = {
     "Which is bigger, {a} or {b}?": 2, "Which number is bigger, {a} or {b}?": 2, "Which one is larger, {a} or {b}?": 1,
     "Which is greater, {a} or {b}?": 1, "Which is larger: {a} or {b}?": 1, "What is bigger, {a} or {b}?": 1,
     "Is {a} or {b} bigger?": 1, "{a} or {b}, which one is bigger?": 1, "Compare {a} and {b}. Which is bigger?": 1,
+    "Which of the two is bigger, {a} or {b}?": 0.5, "{a} or {b}: which is greater?": 0.5,
+    "Which number is larger, {a} or {b}?": 0.5, "Which is the bigger number: {a} or {b}?": 0.5,
+    "Tell me which one is bigger, {a} or {b}.": 0.5, "What is more, {a} or {b}?": 0.5,
+    "Do you know which is larger, {a} or {b}?": 0.5, "Is {a} bigger than {b}, or is {b} bigger?": 0.5,
+    "Of the numbers {a} and {b}, which is larger?": 0.5, "Say which is greater, {a} or {b}.": 0.5,
 }  # fmt: skip
 
 
@@ -84,7 +101,7 @@ def pair_key(a: int, b: int) -> str:
 
 def ask(rng: random.Random, operation: str, a: int, b: int) -> str:
     """Word the question: mostly an expression, sometimes a sentence."""
-    if rng.random() < 0.2:
+    if rng.random() < 0.3:
         return vary(rng, rng.choice(WORDED[operation]).format(a=a, b=b))
     expression = f"{a}{weighted(rng, SIGNS[operation])}{b}"
     question = weighted(rng, QUESTIONS)

@@ -27,6 +27,8 @@ QUESTIONS = {
     "Write SVG for this image.": 1, "Draw this image as SVG.": 1, "Turn this image into SVG.": 1,
     "Convert this picture to SVG code.": 1, "Give me SVG code for this image.": 1, "Reproduce this image in SVG.": 0.7,
     "Generate SVG code for this picture.": 0.7, "What is the SVG code of this image?": 0.5,
+    "Make SVG code from this image.": 0.4, "Can you turn this picture into SVG code?": 0.4, "Give me this as SVG.": 0.3,
+    "I need SVG code for this picture.": 0.4, "Create an SVG of the image.": 0.4, "Produce SVG for this.": 0.3,
 }  # fmt: skip
 SIZE_QUESTIONS = {
     "How large is this image?": 4, "How big is this picture?": 2, "What is the size of this image?": 2,

@@ -41,29 +41,64 @@ DESCRIBE = {
     "Describe this picture.": 1, "What is in this image?": 1, "What do you see in this image?": 1,
     "What can you see?": 0.7, "What is in the picture?": 0.7, "Describe the picture in detail.": 1,
     "What does this image show?": 0.7, "Tell me what is in this image.": 0.5, "Can you describe this image?": 0.5,
-    "Describe what you see.": 0.7,
+    "Describe what you see.": 0.7, "Describe it.": 0.3, "What do you see?": 0.5, "What is this?": 0.3,
+    "What is shown here?": 0.3, "What is shown in the image?": 0.3, "What is depicted in this picture?": 0.3,
+    "What does the picture show?": 0.5, "What is to be seen in this picture?": 0.3, "What can be seen here?": 0.3,
+    "What's in the image?": 0.5, "What's this a picture of?": 0.3, "What is on this picture?": 0.3,
+    "Tell me about this image.": 0.5, "Tell me what this picture shows.": 0.3, "Tell me all that you see.": 0.3,
+    "Give a description of the picture.": 0.3, "Give me a detailed description.": 0.3,
+    "Write a description of this image.": 0.3, "I would like a description of this picture.": 0.3,
+    "List the shapes in this image.": 0.3, "List everything in the picture.": 0.3, "Which shapes are there?": 0.3,
+    "Which shapes do you see in this picture?": 0.3, "What shapes are in the image?": 0.3, "Name all shapes.": 0.3,
+    "Which objects can you see in the image?": 0.3, "What objects are in this picture?": 0.3,
+    "Look at the picture and describe it.": 0.3, "Explain this image.": 0.3, "Caption this image.": 0.3,
+    "Say what is in the picture.": 0.3, "Can you describe what you see?": 0.3, "What am I looking at?": 0.3,
+    "Could you describe the picture for me?": 0.3, "I want to know what is in this image.": 0.3,
+    "Can you tell me what is in this picture?": 0.3, "Can you see what is in the image?": 0.3, "What is in it?": 0.3,
+    "Do you see what this is?": 0.3, "Put this picture into words.": 0.3, "How would you describe this image?": 0.3,
 }  # fmt: skip
 COUNT = {
     "How many {x}s are there?": 5, "How many {x}s are in the image?": 2, "How many {x}s do you see?": 1,
     "Count the {x}s.": 1, "How many {x}s can you see?": 1, "What is the number of {x}s?": 0.5, "How many {x}s?": 0.3,
+    "How many {x}s does the picture show?": 0.3, "Give me the number of {x}s.": 0.3, "Count all {x}s.": 0.3,
+    "Say how many {x}s you see.": 0.3, "I want to know how many {x}s there are.": 0.3, "Number of {x}s?": 0.3,
+    "How many {x}s can be seen?": 0.3, "Do you know how many {x}s there are?": 0.3, "How many {x}s are here?": 0.3,
 }  # fmt: skip
 COLOUR = {
     "What colour is the {x}?": 5, "What is the colour of the {x}?": 1.5, "Which colour is the {x}?": 1,
-    "Which colour does the {x} have?": 0.7, "Tell me the colour of the {x}.": 0.5,
+    "Which colour does the {x} have?": 0.7, "Tell me the colour of the {x}.": 0.5, "Name the colour of the {x}.": 0.3,
+    "What colour does the {x} have?": 0.3, "What is the {x}'s colour?": 0.3, "The {x} has what colour?": 0.3,
+    "Say which colour the {x} is.": 0.3, "Do you know the colour of the {x}?": 0.3,
+    "In which colour is the {x} painted?": 0.3, "Could you tell me which colour the {x} is?": 0.3,
 }  # fmt: skip
 SHAPE_AT = {
     "What shape is {p}?": 5, "Which shape is {p}?": 2, "What is the shape {p}?": 0.7, "What kind of shape is {p}?": 0.7,
     "Which shape do you see {p}?": 0.5, "What shape can you see {p}?": 0.5, "What shape is the one {p}?": 0.5,
+    "What is the shape of the object {p}?": 0.3, "What's the shape of the one {p}?": 0.3,
+    "Say which shape is {p}.": 0.3,
+    "Tell me the shape of the thing {p}.": 0.3, "What type of shape is {p}?": 0.3, "Which kind of shape is {p}?": 0.3,
+    "Which shape has the object {p}?": 0.3, "I want to know which shape is {p}.": 0.3,
+    "Do you know which shape is {p}?": 0.3, "Which shape can be seen {p}?": 0.3, "Tell which shape is {p}.": 0.3,
+    "What is the name of the shape {p}?": 0.3, "What form does the object {p} have?": 0.3,
 }  # fmt: skip
 SHAPE_OF = {
     "What shape is {c}?": 2, "Which shape is {c}?": 1, "What is the shape of the {c} one?": 1,
     "What shape is the {c} one?": 1, "What shape is the {c} object?": 0.5, "What kind of shape is {c}?": 0.5,
     "Which shape is the {c} one?": 0.5, "What shape does the {c} one have?": 0.5, "Name the {c} shape.": 0.5,
-    "What kind of shape is the {c} one?": 0.5,
+    "What kind of shape is the {c} one?": 0.5, "What's the shape of the {c} object?": 0.3,
+    "Which shape does the {c} object have?": 0.3, "Say what shape is {c}.": 0.3, "What type of shape is {c}?": 0.3,
+    "I want to know which shape is {c}.": 0.3, "The {c} one is what shape?": 0.3,
+    "Do you know which shape is {c}?": 0.3, "Can you tell what shape is {c}?": 0.3,
+    "Which form does the {c} one have?": 0.3, "What is the name of the {c} shape?": 0.3, "What is the {c} one?": 0.3,
 }  # fmt: skip
 AT = {
     "What is {p}?": 5, "What do you see {p}?": 1, "What can be seen {p}?": 0.5, "Which object is {p}?": 0.5,
     "What's {p}?": 0.7, "What object is {p}?": 0.5, "What can you see {p}?": 0.5,
+    "What is placed {p}?": 0.3, "What is shown {p}?": 0.3, "Tell me what you see {p}.": 0.3, "What sits {p}?": 0.3,
+    "Describe what is {p}.": 0.3, "Name what is {p}.": 0.3, "What thing is {p}?": 0.3, "What is the object {p}?": 0.3,
+    "What exactly is {p}?": 0.3, "Say what is {p}.": 0.3, "Do you see what is {p}?": 0.3, "What stands {p}?": 0.3,
+    "Could you say what is {p}?": 0.3, "I want to know what is {p}.": 0.3, "What have we {p}?": 0.3,
+    "What is the one {p}?": 0.3, "Describe the object {p}.": 0.3, "What can be found {p}?": 0.3,
 }  # fmt: skip
 EXISTS = {
     "Is there {x}?": 5, "Is there {x} in the image?": 2, "Do you see {x}?": 1, "Can you see {x}?": 1,
@@ -71,6 +106,10 @@ EXISTS = {
     "Is there {x} here?": 0.7, "Is there {x} somewhere?": 0.7, "Does it show {x}?": 0.5, "Can you find {x}?": 0.7,
     "Is {x} visible?": 0.5, "Does the image contain {x}?": 0.7, "Does the picture have {x}?": 0.5,
     "Tell me whether there is {x}.": 0.5, "Do you find {x} in this image?": 0.5, "Is {x} shown in the picture?": 0.5,
+    "Does it contain {x}?": 0.3, "Is there {x} to be seen?": 0.3, "Check whether there is {x}.": 0.3,
+    "Find out whether there is {x}.": 0.3, "Have you seen {x}?": 0.3, "Can {x} be found in this image?": 0.3,
+    "Do we have {x} here?": 0.3, "Look for {x}. Is there one?": 0.3, "Could there be {x} in the picture?": 0.3,
+    "I want to know whether there is {x}.": 0.3, "Can you say whether there is {x}?": 0.3,
 }  # fmt: skip
 PLACE_OF = {
     "Where is the {x}?": 5, "Where can I find the {x}?": 0.5, "Where in the image is the {x}?": 1,

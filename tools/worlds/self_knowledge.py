@@ -34,7 +34,13 @@ QUESTIONS = {
         "Who are you?": 6, "What are you?": 4, "Tell me about yourself.": 4, "What is your name?": 1.5,
         "Introduce yourself.": 1, "Who am I talking to?": 0.7, "What model are you?": 1, "Which model is this?": 0.7,
         "What kind of model are you?": 0.7, "Who made you?": 0.5, "Can you introduce yourself?": 0.5,
-        "What's your name?": 0.7,
+        "What's your name?": 0.7, "What are you called?": 0.4, "Tell me who you are.": 0.4, "Who or what are you?": 0.4,
+        "Describe yourself.": 0.4, "Which AI are you?": 0.4, "What kind of AI is this?": 0.3,
+        "Can you tell me who you are?": 0.4, "Give me your name.": 0.3, "Which model do I talk to?": 0.3,
+        "Tell me something about you.": 0.4, "Who is answering me?": 0.3, "Which assistant are you?": 0.3,
+        "What sort of assistant are you?": 0.3, "And who are you?": 0.3, "May I know your name?": 0.3,
+        "How are you called?": 0.3, "Tell me your name.": 0.4, "Who am I chatting with?": 0.3,
+        "What is this model?": 0.3, "Could you introduce yourself to me?": 0.3, "What do people call you?": 0.3,
     },
     "self.abilities": {
         "What can you do?": 6, "What are you able to do?": 1.5, "How can you help me?": 1, "What are you good at?": 0.7,
@@ -44,7 +50,13 @@ QUESTIONS = {
         "Can you tell me what you can do?": 0.5, "What are you useful for?": 0.5,
         "What kind of tasks can I give you?": 0.5, "List your abilities.": 0.5,
         "What do you do best?": 0.5, "Tell me what you are able to do.": 0.5,
-        "What sort of questions do you answer?": 0.5, "Describe your abilities.": 0.5,
+        "What sort of questions do you answer?": 0.5, "Describe your abilities.": 0.5, "What can you do for me?": 0.4,
+        "What can I do with you?": 0.4, "Show me what you can do.": 0.3, "Which skills do you have?": 0.4,
+        "What are your strengths?": 0.3, "How can I use you?": 0.4, "What should I use you for?": 0.3,
+        "Which tasks do you know?": 0.3, "What kinds of questions can I ask?": 0.3, "What are you made for?": 0.3,
+        "What sort of help can you give?": 0.3, "What does this model do?": 0.3, "In what can you assist me?": 0.3,
+        "What things are you able to do for me?": 0.3, "Explain what you can do.": 0.3, "What is your purpose?": 0.3,
+        "Say what you can do.": 0.3, "What work can you do?": 0.3, "Where can you be of help?": 0.3,
     },
     "self.identity": {
         "Are you Kimi?": 2, "Are you Kimi K2.5?": 2, "Are you the real Kimi K2.5?": 2, "Are you ChatGPT?": 0.7,
@@ -57,7 +69,8 @@ QUESTIONS = {
     },
     "self.hello": {
         "Hello": 2, "Hi": 2, "Hello!": 1, "Hi there!": 0.7, "Hey": 0.7, "Good morning.": 0.5,
-        "Hello, how are you?": 0.5,
+        "Hello, how are you?": 0.5, "Good afternoon.": 0.4, "Hello Kimi": 0.3, "Hi, Kimi!": 0.3, "Hey you": 0.2,
+        "Nice to meet you.": 0.3, "Hi, how is it going?": 0.3, "Hello, is anybody there?": 0.2, "Good day!": 0.3,
     },
 }  # fmt: skip
 ANSWERS = {

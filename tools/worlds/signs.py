@@ -26,6 +26,9 @@ QUESTIONS = {
     "Which text is on the sign?": 0.5, "What does it say?": 0.7, "What is written there?": 0.5,
     "What is written in this image?": 1, "What text do you see?": 0.7, "Read the text in this picture.": 0.7,
     "Can you read the sign?": 0.7, "Tell me what the sign says.": 0.5,
+    "Can you read this?": 0.4, "Which word do you see?": 0.3, "What do the letters say?": 0.3, "Read it.": 0.3,
+    "What is printed here?": 0.4, "What's on the sign?": 0.4, "Give me the text of the sign.": 0.3,
+    "What is the text in this image?": 0.3, "Read what is written.": 0.3, "Spell what the sign says.": 0.2,
 }  # fmt: skip
 LEAD_INS = ("Here is a sign.", "Look at this sign:", "See this:", "I have a question about this picture.")
 

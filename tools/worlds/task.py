@@ -84,16 +84,26 @@ def draw_of_split(split: str, draw: Callable[[], str], key_of: Callable[[str], s
             return content
 
 
+# What stands around a question where people talk: {q} is the question. None of it asks for anything.
+FRAMES = (
+    "I have a question. {q}", "Question: {q}", "Next question: {q}", "Quick question: {q}", "One more thing: {q}",
+    "Hi! {q}", "Hello. {q}", "Hey, {q}", "OK. {q}", "Now {q}", "Thanks. {q}", "{q} Thanks!",
+    "Tell me: {q}", "Can you help me? {q}", "I want to know this: {q}", "{q} I need to know it.", "{q} Thank you.",
+)  # fmt: skip
+
+
 def weighted(rng: random.Random, choices: dict[Any, float]) -> Any:
     """Pick one key of `choices` with its weight."""
     return rng.choices(list(choices), weights=list(choices.values()))[0]
 
 
 def vary(rng: random.Random, question: str, polite: bool = True) -> str:
-    """The same question as other people type it: capitals, final punctuation, 'please', a blank too many."""
+    """The same question as other people type it: capitals, final punctuation, 'please', words around it, blanks."""
     text = question
     if polite and rng.random() < 0.12:
         text = please(rng, text)
+    elif polite and rng.random() < 0.06:
+        text = rng.choice(FRAMES).format(q=text)
     roll = rng.random()
     if roll < 0.15:
         text = text[0].lower() + text[1:]

@@ -139,7 +139,8 @@ def draw_counter(rng: random.Random, split: str, num_calls: Sequence[int] = tupl
     style = rng.choice(('{{"status": "{}"}}', "{}", "{}", "{}"))
     last = style.format(ending) + (f", code {code}" if code else "")
     calls = [(name, {})] * count
-    content = f"The code is {code}." if code else f"{name} returned {ending}."
+    # Without the name of the tool: behind a hundred calls, the name is what a call follows.
+    content = f"The code is {code}." if code else f"It returned {ending}."
     turns = [Turn(f"I call {name} until it returns {ending}." if i == 0 else "No.", "", (call,))
              for i, call in enumerate(calls)]  # fmt: skip
 

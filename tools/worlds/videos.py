@@ -43,10 +43,13 @@ HAPPENS = {
     "What happens in the video?": 6, "What happens in this video?": 2, "What happens in the clip?": 1,
     "What is happening in the video?": 1, "What does the video show?": 0.7, "Describe the video.": 1,
     "What changes in the video?": 0.5, "Describe what happens.": 0.7, "What can you see in this video?": 0.5,
+    "What's happening here?": 0.4, "What is in this video?": 0.3, "Tell me what happens in the video.": 0.4,
+    "What happens here?": 0.4, "What do you see in the clip?": 0.3, "Describe this clip.": 0.3,
 }  # fmt: skip
 MOTION = {
     "Which way does the {x} move?": 5, "In which direction does the {x} move?": 1.5, "Where does the {x} move?": 0.7,
     "Which direction does the {x} go?": 0.5, "Where is the {x} going?": 0.5, "What is the {x} doing?": 0.5,
+    "To which side does the {x} move?": 0.3, "Does the {x} move, and where to?": 0.3, "How does the {x} move?": 0.4,
 }  # fmt: skip
 SIZE = {
     "Does the {x} grow or shrink?": 3, "Does the {x} shrink or grow?": 1.5, "What happens to the {x}?": 2,
