@@ -20,7 +20,7 @@ from tools.curriculum import FULL, GOES_ON, draw_example, learning_rate
 from tools.fingerprint import fingerprint, sibling_fingerprint
 from tools.muon import Muon, orthogonalise
 from tools.quantization_aware import FakeInt4, coarse_scales, quantize_coarsely
-from tools.trainer import STATE_FILE, UNQUANTISED, Trainer
+from tools.trainer import STATE_FILE, UNQUANTISED, Trainer, dense_model
 from tools.training_batches import IGNORED, collate, encode_conversation, encode_example, micro_batches
 from tools.worlds.episode import draw_episode
 from tools.worlds.sample import draw
@@ -340,7 +340,7 @@ def test_the_mean_of_trainings_is_that_of_their_unquantised_weights_and_is_store
     new = ["--out", str(tmp_path / "new")]
     for wrong, complaint in ((command, "holds weights"), ([command[0], *new], "expected two or more"),
                              ([command[0], command[0], *new], "is given twice"),
-                             ([command[0], str(SHIPPED_MODEL), *new], "holds no weights")):  # fmt: skip
+                             ([command[0], str(tmp_path), *new], "holds no weights")):  # fmt: skip
         assert run(partial(average_weights.main, wrong)) == 2
         message = capsys.readouterr().err
         assert complaint in message and message.count("\n") == 1
@@ -349,8 +349,12 @@ def test_the_mean_of_trainings_is_that_of_their_unquantised_weights_and_is_store
     original = settings.read_text()
     settings.write_text(original.replace('"num_hidden_layers": 5', '"num_hidden_layers": 4'))
     assert run(lambda: average_weights.main([*command[:-1], str(tmp_path / "new")])) == 2
-    assert "is not that of unquantised weights" in capsys.readouterr().err
+    assert "is not that of weights made here" in capsys.readouterr().err
     settings.write_text(original)
     (tmp_path / "two" / "tiktoken.model").write_bytes(b"other")
     assert run(lambda: average_weights.main([*command[:-1], str(tmp_path / "new")])) == 2
     assert "tiktoken.model differs" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    assert run(lambda: average_weights.main([str(SHIPPED_MODEL), command[0], *new])) == 0  # of which there is only INT4
+    mean, one = (load_model(tmp_path / name / UNQUANTISED).state_dict() for name in ("new", "one"))
+    for name, tensor in dense_model(SHIPPED_MODEL).state_dict().items():
+        torch.testing.assert_close(mean[name], (tensor + one[name]) / 2)
