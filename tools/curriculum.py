@@ -46,18 +46,20 @@ GOING_ON = {
     "pictures": 0.16, GALLERY: 0.04, "numbers.add": 0.03, "numbers.subtract": 0.035, "numbers.multiply": 0.045,
     "numbers.decimals": 0.015, "signs": 0.11, "svg.write": 0.12, "svg.size": 0.01, "svg.place": 0.05,
     "videos": 0.06, "documents": 0.035, "needles": 0.02, "self": 0.03, "outside": 0.04, "conversation": 0.02,
-    "tools.choose": 0.05, "tools.parallel": 0.03, "tools.chain": 0.02, "tools.counter": 0.01, "tools.picture": 0.025,
+    "tools.choose": 0.05, "tools.parallel": 0.03, "tools.chain": 0.02, "tools.counter": 0.006, "tools.picture": 0.025,
     "tools.crop": 0.005, "tools.none": 0.005, "tools.error": 0.005,
-    "swarm.orchestrate": 0.065, "swarm.part": 0.02, "swarm.single": 0.005,
+    "swarm.orchestrate": 0.065, "swarm.part": 0.02, "swarm.single": 0.015,
 }  # fmt: skip
 HARD = ("signs", "documents", "svg.write")  # go on mostly as large and with texts as long as they get
 QUANTISED_FROM = 0.46  # quantisation-aware from here on
 # Attention costs the square of the length: one example of 2,400 tokens costs as much as all others of a step. A text
-# and a swarm are therefore rarely long in training.
+# and a swarm are therefore rarely long in training, and long at all only on finished weights.
 NEEDLE_TOKENS = (80, 1300)  # short ones more often
-NUM_CALLS = (*range(3, 13), 20, 30, 45, 60, 90)  # of a counter
-NUM_PARTS = (2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 8, 9, 10, 11, 12)
-PARTS_OF_SINGLE = (2, 2, 3, 3, 4, 5)  # one agent alone writes down every call
+LONG_NEEDLE_TOKENS, LONG_NEEDLE_SHARE = (1300, 4000), 0.2  # further than that, it has to find its way by itself
+NUM_CALLS = (*range(3, 13), 20, 30, 45, 60)  # of a counter
+LONG_NUM_CALLS = (4, 8, 12, 20, 30, 60, 90, 120)
+NUM_PARTS = (2, 3, 4, 4, 5, 5, 6, 6, 7, 8, 9, 10, 11, 11, 12, 12)
+PARTS_OF_SINGLE = (2, 2, 3, 3, 4, 5, 6)  # one agent alone writes down every call
 
 
 def learning_rate(step: int, progress: float) -> float:
@@ -77,9 +79,11 @@ def draw_example(seed: int, index: int, progress: float, split: str = "train") -
     canvas = "full" if split == "held-out" else weighted(rng, canvas_mixture(world, progress))
     shapes = range(1, most_shapes(progress) + 1)
     if world.startswith(("tools.", "swarm.")):
-        return draw_episode(world, seed, index, split, **difficulty(world, canvas, shapes))
+        return draw_episode(world, seed, index, split, **difficulty(world, canvas, shapes, progress))
     thinking = True if progress < SEE_UNTIL else None  # None mixes both modes
-    num_tokens = round(math.exp(rng.uniform(*map(math.log, NEEDLE_TOKENS))))
+    is_long = progress >= GOES_ON and rng.random() < LONG_NEEDLE_SHARE
+    lengths = LONG_NEEDLE_TOKENS if is_long else NEEDLE_TOKENS
+    num_tokens = round(math.exp(rng.uniform(*map(math.log, lengths))))
     return draw(
         world, seed, index, split, thinking=thinking, canvas=canvas, num_shapes=shapes, num_tokens=num_tokens
     )
@@ -97,12 +101,12 @@ def mixture(progress: float) -> dict[str, float]:
     return EVERYTHING if progress < FINISH_FROM else FINISHING
 
 
-def difficulty(skill: str, canvas: str, shapes: range) -> dict[str, Any]:
+def difficulty(skill: str, canvas: str, shapes: range, progress: float) -> dict[str, Any]:
     """How hard an episode is. Those that are not named are short enough to be drawn in full."""
     if skill in ("tools.picture", "tools.crop"):
         return {"canvas": canvas, "num_shapes": shapes}
     if skill == "tools.counter":
-        return {"num_calls": NUM_CALLS}
+        return {"num_calls": LONG_NUM_CALLS if progress >= GOES_ON else NUM_CALLS}
     if skill == "swarm.orchestrate":
         return {"num_parts": NUM_PARTS}
     return {"num_parts": PARTS_OF_SINGLE} if skill == "swarm.single" else {}
