@@ -15,7 +15,7 @@ from reference.int4 import dequantize, group_scales
 from reference.model import load_model, routed_linears
 from reference.prompt import Processor
 from reference.replies import TextReplyParser
-from tools import average_weights, evaluate, train
+from tools import average_weights, curriculum, evaluate, train
 from tools.curriculum import FULL, GOES_ON, draw_example, learning_rate
 from tools.fingerprint import fingerprint, sibling_fingerprint
 from tools.muon import Muon, orthogonalise
@@ -358,3 +358,12 @@ def test_the_mean_of_trainings_is_that_of_their_unquantised_weights_and_is_store
     mean, one = (load_model(tmp_path / name / UNQUANTISED).state_dict() for name in ("new", "one"))
     for name, tensor in dense_model(SHIPPED_MODEL).state_dict().items():
         torch.testing.assert_close(mean[name], (tensor + one[name]) / 2)
+
+
+def test_only_finished_weights_get_long_texts_and_counters(monkeypatch):
+    def longest(world: str, progress: float) -> int:
+        monkeypatch.setattr(curriculum, "mixture", lambda _: {world: 1})
+        return max(len(str(draw_example(4, index, progress))) for index in range(60))
+
+    for world in ("needles", "tools.counter"):
+        assert longest(world, GOES_ON + 0.5) > 1.5 * longest(world, GOES_ON - 0.5)
