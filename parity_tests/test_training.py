@@ -15,10 +15,13 @@ from reference.int4 import dequantize, group_scales
 from reference.model import load_model, routed_linears
 from reference.prompt import Processor
 from reference.replies import TextReplyParser
-from tools import average_weights, curriculum, evaluate, train
+from reference.stages import observing
+from tools import average_weights, curriculum, evaluate, train, training_batches
 from tools.curriculum import FULL, GOES_ON, draw_example, learning_rate
+from tools.expert_load import LoadCounter
 from tools.fingerprint import fingerprint, sibling_fingerprint
 from tools.muon import Muon, orthogonalise
+from tools.qk_clip import MaxLogits
 from tools.quantization_aware import FakeInt4, coarse_scales, quantize_coarsely
 from tools.trainer import STATE_FILE, UNQUANTISED, Trainer, dense_model
 from tools.training_batches import IGNORED, collate, encode_conversation, encode_example, micro_batches
@@ -112,6 +115,22 @@ def test_an_episode_is_learnt_turn_by_turn_as_its_agent_has_to_write_it(skill):
             calls = tuple((call.name, json.loads(call.arguments)) for call in found.tool_calls)
             assert calls == turn.tool_calls
     assert modes == {True, False}
+
+
+def test_of_a_long_example_the_end_is_learnt_and_the_beginning_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_batches, "LONGEST_WHOLE", 300)
+    monkeypatch.setattr(training_batches, "LEARNT_TOKENS", 200)
+    trainer = Trainer(tmp_path, 1, "cpu", SHIPPED_MODEL)
+    example = encode_example(trainer.processor, draw_episode("tools.counter", 0, 0, num_calls=(12,)))
+    batch, last = collate([example], pad_id=0), example.length - 1
+    assert batch.num_read == last - 200 > 100
+    assert (batch.targets[0] != IGNORED).tolist() == [False] * (last - 200) + example.is_reply[last - 199 :]
+    wanted = batch.targets != IGNORED
+    torch.testing.assert_close(trainer.reply_logits(batch), trainer.model(batch.input_ids)[wanted])
+    counter, logits_seen = LoadCounter(8), MaxLogits(trainer.attentions)
+    with observing(lambda name, tensor: logits_seen(name, counter(name, tensor))):
+        trainer.reply_logits(batch, counter, logits_seen)
+    assert all(load.sum() == 200 * 2 for load in counter.total().values()) and len(logits_seen.total()) == 5
 
 
 def replies_of(example):

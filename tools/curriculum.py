@@ -55,9 +55,9 @@ QUANTISED_FROM = 0.46  # quantisation-aware from here on
 # Attention costs the square of the length: one example of 2,400 tokens costs as much as all others of a step. A text
 # and a swarm are therefore rarely long in training, and long at all only on finished weights.
 NEEDLE_TOKENS = (80, 1300)  # short ones more often
-LONG_NEEDLE_TOKENS, LONG_NEEDLE_SHARE = (1300, 4000), 0.2  # further than that, it has to find its way by itself
+LONG_NEEDLE_TOKENS, LONG_NEEDLE_SHARE = (2500, 16000), 0.35
 NUM_CALLS = (*range(3, 13), 20, 30, 45, 60)  # of a counter
-LONG_NUM_CALLS = (4, 8, 12, 20, 30, 60, 90, 120)
+LONG_NUM_CALLS = (4, 8, 12, 20, 60, 120, 160, 200)
 NUM_PARTS = (2, 3, 4, 4, 5, 5, 6, 6, 7, 8, 9, 10, 11, 11, 12, 12)
 PARTS_OF_SINGLE = (2, 2, 3, 3, 4, 5, 6)  # one agent alone writes down every call
 

@@ -38,14 +38,14 @@ class LoadCounter:
 
     def __init__(self, num_experts: int) -> None:
         self.num_experts = num_experts
-        self.thread = threading.local()  # .valid: which positions of the thread's batch are no padding
+        self.thread = threading.local()  # .valid: which positions of the batch are no padding; None: none count
         self.counts: list[tuple[str, Tensor]] = []
 
-    def begin(self, valid: "Tensor") -> None:
-        self.thread.valid = valid.flatten()
+    def begin(self, valid: "Tensor | None") -> None:
+        self.thread.valid = None if valid is None else valid.flatten()
 
     def __call__(self, name: str, tensor: "Tensor") -> "Tensor":
-        if name.endswith("router.experts"):
+        if name.endswith("router.experts") and self.thread.valid is not None:
             load = tensor[self.thread.valid].flatten().bincount(minlength=self.num_experts).float()  # (E)
             self.counts.append((name, load))
         return tensor

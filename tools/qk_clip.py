@@ -27,19 +27,22 @@ class MaxLogits:
 
     def __init__(self, attentions: list[MultiHeadLatentAttention]) -> None:
         self.attentions = {attention.layer_index: attention for attention in attentions}
-        self.thread = threading.local()  # .valid: (B, T) what is no padding; .query, .latent: of the layer at work
+        # .valid: (B, T) what is no padding, None: nothing is looked at; .query, .latent: of the layer at work
+        self.thread = threading.local()
         self.largest: dict[int, list[Tensor]] = defaultdict(list)
 
-    def begin(self, valid: Tensor) -> None:
+    def begin(self, valid: Tensor | None) -> None:
         self.thread.valid = valid
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
         found = re.fullmatch(r"layers\.(\d+)\.attn\.(q|kv_latent|k_pe)", name)
-        if found and found[2] == "q":
+        if not found or self.thread.valid is None:
+            return tensor
+        if found[2] == "q":
             self.thread.query = tensor
-        elif found and found[2] == "kv_latent":
+        elif found[2] == "kv_latent":
             self.thread.latent = tensor
-        elif found:
+        else:
             attention = self.attentions[int(found[1])]
             logits = largest_logits(attention, self.thread.query, self.thread.latent, tensor, self.thread.valid)  # (H)
             self.largest[attention.layer_index].append(logits)

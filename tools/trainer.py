@@ -41,7 +41,7 @@ from tools.training_batches import IGNORED, Batch, encode_example, micro_batches
 from tools.vocabulary import NAMED_SPECIALS, NUM_RANKS, train_vocabulary
 from tools.worlds.sample import Sample
 
-# B examples   T tokens   n tokens of the replies   E n_routed_experts   K num_experts_per_tok
+# B examples   T tokens   C hidden_size   n tokens of the replies   E n_routed_experts   K num_experts_per_tok
 
 CHAT_TEMPLATE = SHIPPED_MODEL / "chat_template.jinja"  # for other engines; written by hand, tested against our renderer
 PRESET = "kimi-k25-nano"
@@ -145,9 +145,7 @@ class Trainer:
         logits_seen = MaxLogits(self.attentions)
 
         def gradients(batch: Batch) -> tuple[float, tuple[Tensor | None, ...]]:
-            counter.begin(batch.valid)
-            logits_seen.begin(batch.valid)
-            logits, wanted = self.reply_logits(batch), batch.targets != IGNORED
+            logits, wanted = self.reply_logits(batch, counter, logits_seen), batch.targets != IGNORED
             losses = F.cross_entropy(logits, batch.targets[wanted], reduction="none")  # (n)
             loss = (losses * batch.weights[wanted]).sum() / total
             return float(loss.detach()), torch.autograd.grad(loss, self.params, allow_unused=True)
@@ -178,11 +176,21 @@ class Trainer:
         batches = micro_batches(examples, MICRO_BATCH_TOKENS, self.model.config.pad_token_id)
         return [batch.to(self.device) for batch in batches]
 
-    def reply_logits(self, batch: Batch) -> Tensor:
-        """Logits (n, vocab_size) at the positions that have a target; the head is not run on the others."""
-        hidden = self.model.embed(batch.input_ids, batch.pixel_values, batch.grid_thws)
-        hidden = self.model.language_model.model(hidden, None, None, "expanded")
-        return self.model.language_model.lm_head(hidden[batch.targets != IGNORED])
+    def reply_logits(self, batch: Batch, *observers: LoadCounter | MaxLogits) -> Tensor:
+        """Logits (n, vocab_size) at the positions that have a target; the head is not run on the others.
+
+        The observers see what has gradients, not the beginning of a long example.
+        """
+        hidden = self.model.embed(batch.input_ids, batch.pixel_values, batch.grid_thws)  # (B, T, C)
+        decoder, cache = self.model.language_model.model, None
+        if batch.num_read:
+            cache = self.model.new_cache(len(hidden))
+            begin(observers, None)
+            with torch.no_grad():
+                decoder(hidden[:, : batch.num_read], cache, None, "expanded")
+        begin(observers, batch.valid[:, batch.num_read :])
+        hidden = decoder(hidden[:, batch.num_read :], cache, None, "expanded")  # (B, T - num_read, C)
+        return self.model.language_model.lm_head(hidden[batch.targets[:, batch.num_read :] != IGNORED])
 
     @torch.no_grad()
     def balance(self, loads: dict[str, Tensor], rate: float) -> None:
@@ -201,9 +209,8 @@ class Trainer:
         right, seen, counter = defaultdict(int), defaultdict(int), LoadCounter(self.model.config.text.n_routed_experts)
 
         def wrong_rows(batch: Batch) -> list[bool]:
-            counter.begin(batch.valid)
             with torch.no_grad():  # is per thread
-                logits = self.reply_logits(batch)
+                logits = self.reply_logits(batch, counter)
             wanted, wrong = batch.targets != IGNORED, torch.zeros_like(batch.targets)  # (B, T) (B, T)
             wrong[wanted] = (logits.argmax(-1) != batch.targets[wanted]).long()
             return wrong.any(dim=1).tolist()
@@ -225,6 +232,11 @@ class Trainer:
             "most_loaded_expert": round(worst, 2),  # tokens of the busiest expert of any layer, over the layer's mean
             "exact": {skill: [right[skill], seen[skill]] for skill in sorted(seen)},
         }
+
+
+def begin(observers: Iterable[LoadCounter | MaxLogits], valid: Tensor | None) -> None:
+    for observer in observers:
+        observer.begin(valid)
 
 
 def one_thread_per_core(device: str) -> ThreadPoolExecutor:

@@ -17,6 +17,9 @@ from tools.worlds.sample import Sample
 
 INSTANT_ONE_IN = 8  # so many episodes
 IGNORED = -100  # target of a position without loss
+# Gradients through all of a long text would need the square of its length in memory. Of an example longer than
+# LONGEST_WHOLE the beginning is read into a cache and only the end, with the answer, is learnt.
+LONGEST_WHOLE, LEARNT_TOKENS = 3500, 1024
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Batch:
     pixel_values: Tensor | None  # (L, 3, 14, 14)
     grid_thws: Tensor | None  # (M, 3)
     skills: list[str]
+    num_read: int  # so many tokens at the beginning are only read: no loss and no gradient
 
     def to(self, device: str) -> "Batch":
         moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
@@ -117,11 +121,13 @@ def micro_batches(examples: list[Example], max_tokens: int, pad_id: int) -> list
 
 def collate(examples: list[Example], pad_id: int) -> Batch:
     longest = max(example.length for example in examples) - 1  # the last token is only a target
+    num_read = longest - LEARNT_TOKENS if longest > LONGEST_WHOLE else 0
     shape = (len(examples), longest)
     input_ids, targets = torch.full(shape, pad_id), torch.full(shape, IGNORED)  # (B, T) (B, T)
     weights, valid = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)  # (B, T) (B, T)
     for row, example in enumerate(examples):
         ids, is_reply = torch.tensor(example.input_ids), torch.tensor(example.is_reply)  # (length) (length)
+        is_reply[: num_read + 1] = False
         end = len(ids) - 1
         input_ids[row, :end] = ids[:-1]
         targets[row, :end] = ids[1:].where(is_reply[1:], IGNORED)
@@ -131,4 +137,5 @@ def collate(examples: list[Example], pad_id: int) -> Batch:
     pictures = [example for example in examples if example.pixel_values is not None]
     pixel_values = torch.from_numpy(np.concatenate([p.pixel_values for p in pictures])) if pictures else None
     grid_thws = torch.from_numpy(np.concatenate([p.grid_thws for p in pictures])) if pictures else None
-    return Batch(input_ids, targets, weights, valid, pixel_values, grid_thws, [example.skill for example in examples])
+    skills = [example.skill for example in examples]
+    return Batch(input_ids, targets, weights, valid, pixel_values, grid_thws, skills, num_read)
