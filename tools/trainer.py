@@ -37,7 +37,7 @@ from tools.muon import Muon
 from tools.nano_checkpoint import master_tensors, stored_tensors, unquantised_config, write_settings, write_weights
 from tools.qk_clip import MaxLogits, clip
 from tools.quantization_aware import fake_quantize, set_active
-from tools.training_batches import IGNORED, Batch, encode_example, micro_batches
+from tools.training_batches import IGNORED, LEARNT_TOKENS, Batch, encode_example, micro_batches
 from tools.vocabulary import NAMED_SPECIALS, NUM_RANKS, train_vocabulary
 from tools.worlds.sample import Sample
 
@@ -187,7 +187,8 @@ class Trainer:
             cache = self.model.new_cache(len(hidden))
             begin(observers, None)
             with torch.no_grad():
-                decoder(hidden[:, : batch.num_read], cache, None, "expanded")
+                for part in hidden[:, : batch.num_read].split(LEARNT_TOKENS, dim=1):  # it scores no later key
+                    decoder(part, cache, None, "expanded")
         begin(observers, batch.valid[:, batch.num_read :])
         hidden = decoder(hidden[:, batch.num_read :], cache, None, "expanded")  # (B, T - num_read, C)
         return self.model.language_model.lm_head(hidden[batch.targets[:, batch.num_read :] != IGNORED])
