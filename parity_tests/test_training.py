@@ -120,13 +120,17 @@ def test_an_episode_is_learnt_turn_by_turn_as_its_agent_has_to_write_it(skill):
 def test_of_a_long_example_the_end_is_learnt_and_the_beginning_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(training_batches, "LONGEST_WHOLE", 300)
     monkeypatch.setattr(training_batches, "LEARNT_TOKENS", 200)
+    monkeypatch.setattr("tools.trainer.LEARNT_TOKENS", 50)  # read in several parts
     trainer = Trainer(tmp_path, 1, "cpu", SHIPPED_MODEL)
     example = encode_example(trainer.processor, draw_episode("tools.counter", 0, 0, num_calls=(12,)))
     batch, last = collate([example], pad_id=0), example.length - 1
     assert batch.num_read == last - 200 > 100
     assert (batch.targets[0] != IGNORED).tolist() == [False] * (last - 200) + example.is_reply[last - 199 :]
     wanted = batch.targets != IGNORED
-    torch.testing.assert_close(trainer.reply_logits(batch), trainer.model(batch.input_ids)[wanted])
+    logits, table = trainer.reply_logits(batch), trainer.model.language_model.model.embed_tokens.weight
+    torch.testing.assert_close(logits, trainer.model(batch.input_ids)[wanted], rtol=1e-5, atol=1e-4)
+    moved = torch.autograd.grad(logits.logsumexp(-1).sum(), table)[0].any(dim=1).nonzero().flatten().tolist()
+    assert set(moved) == set(batch.input_ids[0, -200:].tolist()) < set(batch.input_ids[0].tolist())
     counter, logits_seen = LoadCounter(8), MaxLogits(trainer.attentions)
     with observing(lambda name, tensor: logits_seen(name, counter(name, tensor))):
         trainer.reply_logits(batch, counter, logits_seen)

@@ -52,7 +52,7 @@ GOING_ON = {
 }  # fmt: skip
 HARD = ("signs", "documents", "svg.write")  # go on mostly as large and with texts as long as they get
 QUANTISED_FROM = 0.46  # quantisation-aware from here on
-# Attention costs the square of the length: one example of 2,400 tokens costs as much as all others of a step. A text
+# Attention costs the square of the length: one example of 16,000 tokens costs more than all others of a step. A text
 # and a swarm are therefore rarely long in training, and long at all only on finished weights.
 NEEDLE_TOKENS = (80, 1300)  # short ones more often
 LONG_NEEDLE_TOKENS, LONG_NEEDLE_SHARE = (2500, 16000), 0.35

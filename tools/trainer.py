@@ -179,7 +179,8 @@ class Trainer:
     def reply_logits(self, batch: Batch, *observers: LoadCounter | MaxLogits) -> Tensor:
         """Logits (n, vocab_size) at the positions that have a target; the head is not run on the others.
 
-        The observers see what has gradients, not the beginning of a long example.
+        The observers see what has gradients, not the beginning of a long example: logits of its end with keys of its
+        beginning are not among those that QK-Clip looks at.
         """
         hidden = self.model.embed(batch.input_ids, batch.pixel_values, batch.grid_thws)  # (B, T, C)
         decoder, cache = self.model.language_model.model, None
