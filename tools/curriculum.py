@@ -6,6 +6,7 @@ A training that goes on from finished weights counts from 1 to 2.
 
 import math
 import random
+from collections.abc import Collection
 from typing import Any
 
 from tools.worlds.demonstration import Episode
@@ -39,6 +40,7 @@ FINISHING = {
     "tools.choose": 0.06, "tools.parallel": 0.01, "tools.chain": 0.03, "tools.counter": 0.01, "tools.picture": 0.015,
     "tools.none": 0.01, "tools.error": 0.01,
 }  # fmt: skip
+WORLDS = tuple(dict.fromkeys("pictures" if skill == GALLERY else skill.partition(".")[0] for skill in EVERYTHING))
 GOES_ON = 1.0  # the progress at which a training on finished weights begins
 FULL = 0.999  # so far behind its beginning, any training draws its hardest examples
 # Enough of what is known to keep and better it; most goes to what earlier trainings had no time for.
@@ -69,10 +71,12 @@ def learning_rate(step: int, progress: float) -> float:
     return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, (1 - progress) / 0.4)
 
 
-def draw_example(seed: int, index: int, progress: float, split: str = "train") -> Sample | Episode:
+def draw_example(
+    seed: int, index: int, progress: float, split: str = "train", worlds: Collection[str] = WORLDS
+) -> Sample | Episode:
     """One example. Pictures begin small, plain and with one shape: seeing one makes seeing four possible."""
     rng = random.Random(f"{seed} {index} {split}")
-    shares = mixture(progress)
+    shares = mixture(progress, worlds)
     if split == "held-out":  # a held-out document is a PDF file, and a training does without the extra that opens it
         shares = {world: share for world, share in shares.items() if world != "documents"}
     world = weighted(rng, shares)
@@ -89,7 +93,18 @@ def draw_example(seed: int, index: int, progress: float, split: str = "train") -
     )
 
 
-def mixture(progress: float) -> dict[str, float]:
+def mixture(progress: float, worlds: Collection[str]) -> dict[str, float]:
+    """What is drawn, and how often. A phase that has none of these worlds gives way to the one that has all."""
+    return within(worlds, phase(progress)) or within(worlds, EVERYTHING)
+
+
+def within(worlds: Collection[str], shares: dict[str, float]) -> dict[str, float]:
+    """Of these shares those of the worlds; a gallery shows pictures."""
+    known = {*worlds, GALLERY} if "pictures" in worlds else worlds
+    return {skill: share for skill, share in shares.items() if skill.partition(".")[0] in known}
+
+
+def phase(progress: float) -> dict[str, float]:
     if progress >= GOES_ON:
         return GOING_ON
     if progress < SEE_UNTIL:

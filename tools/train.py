@@ -15,10 +15,11 @@ from reference.config import read_config_file
 from reference.errors import ConfigError, UsageError
 from reference.presets import preset_dict
 from reference.request import check_seed
+from tools.curriculum import WORLDS
 
 EXAMPLES = """examples:
   python -m tools.train --out build/nano --minutes 110
-  python -m tools.train --out build/more --minutes 110 --seed 9 --init reference/nano
+  python -m tools.train --out build/more --minutes 60 --seed 9 --init reference/nano --world svg --world pictures
 """
 
 DEFAULT_MINUTES = 110
@@ -34,6 +35,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="other seed, other weights and examples (default 1)")
     parser.add_argument("--init", type=Path, help="go on from this checkpoint's weights, with a fresh optimiser and "
                              "a mixture of its own")
+    parser.add_argument("--world", action="append", metavar="NAME",
+                        help="train on this world alone, or on several: give it again. Default: all, which are "
+                             f"{', '.join(WORLDS)}")  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--resume", action="store_true",
                         help="go on from the state in --out, which is saved every three minutes")
@@ -56,6 +60,15 @@ def check(args: argparse.Namespace) -> None:
     if args.resume and args.minutes is not None:
         raise UsageError("--resume and --minutes contradict each other: the state already has its length, of which the "
                          "curriculum is made. Leave --minutes out.")  # fmt: skip
+    if args.resume and args.world:
+        raise UsageError("--resume and --world contradict each other: the state already has its worlds. Leave --world "
+                         "out.")  # fmt: skip
+    for name in args.world or ():
+        if name not in WORLDS:
+            raise UsageError(f"--world {name}: there is none of that name. Choose from {', '.join(WORLDS)}.")
+    if args.world and set(args.world) == {"documents"}:
+        raise UsageError("--world documents alone: held-out documents are PDF files, so nothing would be left to check "
+                         "what is learnt. Add another world.")  # fmt: skip
     if args.resume and args.init:
         raise UsageError("--resume and --init contradict each other: the state already has weights. Give one of them.")
     if args.resume and not (args.out / STATE_FILE).exists():
@@ -80,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     from tools.trainer import Trainer
 
     args.out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(args.out, 1 if args.seed is None else args.seed, args.device, args.init)
+    trainer = Trainer(args.out, 1 if args.seed is None else args.seed, args.device, args.init, args.world)
     if args.resume:
         trainer.restore()
         trainer.train()

@@ -5,7 +5,7 @@ import pickle
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from reference.prompt import Processor
 from reference.router import Router
 from reference.stages import observing
 from reference.tokenizer import Tokenizer, write_tokenizer_files
-from tools.curriculum import FULL, GOES_ON, LEARNING_RATE, QUANTISED_FROM, draw_example, learning_rate
+from tools.curriculum import FULL, GOES_ON, LEARNING_RATE, QUANTISED_FROM, WORLDS, draw_example, learning_rate
 from tools.expert_load import LoadCounter
 from tools.export_tokenizer_json import write_tokenizer_json
 from tools.fingerprint import SIBLING_FILE, fingerprint
@@ -53,14 +53,17 @@ MICRO_BATCH_TOKENS = 1024
 BIAS_STEP = 2e-3  # how far a step moves the bias of an expert that is used too much or too little
 CLIP_EVERY_STEPS = 8  # to look for the largest logits costs 15 % of a step, and they grow slowly
 SAVE_EVERY_S, CHECK_EVERY_STEPS, CHECK_EXAMPLES = 180, 100, 128
-PROGRESS = ("seed", "step", "num_examples", "elapsed_s", "seconds", "begins_at", "largest_logit", "curve")
+PROGRESS = ("seed", "worlds", "step", "num_examples", "elapsed_s", "seconds", "begins_at", "largest_logit", "curve")
 
 
 class Trainer:
     """Owns model, optimisers and progress. Everything it writes is in `directory`."""
 
-    def __init__(self, directory: Path, seed: int, device: str, init: Path | None):
+    def __init__(
+        self, directory: Path, seed: int, device: str, init: Path | None, worlds: Sequence[str] | None = None
+    ):
         self.directory, self.seed, self.device = directory, seed, device
+        self.worlds = list(worlds or WORLDS)
         torch.manual_seed(seed)
         self.model = (starting_model() if init is None else dense_model(init)).to(device).train()
         if not (directory / STATE_FILE).exists():  # a state goes with the vocabulary that stands beside it
@@ -136,7 +139,8 @@ class Trainer:
 
     def train_step(self, progress: float) -> float:
         """One update from freshly drawn examples; `progress` (tools/curriculum.py) sets difficulty and rate."""
-        samples = [draw_example(self.seed, self.num_examples + i, progress) for i in range(EXAMPLES_PER_STEP)]
+        samples = [draw_example(self.seed, self.num_examples + i, progress, worlds=self.worlds)
+                   for i in range(EXAMPLES_PER_STEP)]  # fmt: skip
         self.num_examples += EXAMPLES_PER_STEP
         batches = self.batches(samples)
         set_active(self.model, progress >= QUANTISED_FROM)
@@ -206,7 +210,7 @@ class Trainer:
 
     def check(self, loss: float) -> dict:
         """Held-out examples at full difficulty: the share whose whole reply the model would have written, per skill."""
-        samples = [draw_example(self.seed, self.num_examples + i, self.begins_at + FULL, "held-out")
+        samples = [draw_example(self.seed, self.num_examples + i, self.begins_at + FULL, "held-out", self.worlds)
                    for i in range(CHECK_EXAMPLES)]  # fmt: skip
         right, seen, counter = defaultdict(int), defaultdict(int), LoadCounter(self.model.config.text.n_routed_experts)
 
