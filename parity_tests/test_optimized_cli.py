@@ -1,13 +1,16 @@
 """The command lines on the optimized model: the same text, one-line errors, the table of agreement."""
 
 import json
+import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 import optimized.model as optimized_model
 from optimized import capability
@@ -17,7 +20,9 @@ from parity_tests.checkpoints import small_config, write_checkpoint
 from reference import generate as plain_generate
 from reference.command import BAD_INPUT, CHECK_FAILED, DONE, run
 from reference.generation import Generated
+from reference.prompt import Prompt
 from tools import bench, bench_forms, dump_activations, evaluate, greedy_agreement, parity
+from tools.greedy_agreement import Alone, Comparison, GreedyAgreement, replay
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "examples" / "shapes.png"
@@ -130,9 +135,12 @@ def test_parity_compares_greedy_answers(capsys: pytest.CaptureFixture[str], monk
     [comparison] = greedy["comparisons"]
     assert (greedy["prompts"], comparison["identical"], comparison["differences"]) == (6, 6, [])
     assert comparison["identical_by_kind"] == {"text": "2 of 2", "pictures": "2 of 2", "videos": "2 of 2"}
-    assert greedy["alone_and_in_a_batch"]["num_identical"] == 6
+    alone = greedy["alone_and_in_a_batch"]
+    assert alone["num_identical"] == 6 and 0 < alone["all_answers"] <= alone["worst_answer"] <= alone["worst_token"]
+    assert all(0 < error < 1e-5 for error in alone["worst_from_float64"].values())
     assert run(lambda: parity.main(["--prompts", "3", "--dtype", "bfloat16"])) == DONE
     printed_lines = capsys.readouterr().out
+    assert "from the reference in float64" not in printed_lines
     assert "optimized against the reference: " in printed_lines
     assert "the reference against the reference in float32: " in printed_lines
 
@@ -155,6 +163,33 @@ def test_a_different_answer_fails_in_float32_and_says_how_near_it_was(
     for one in comparison["differences"]:
         assert 0 < one["top_two_gap"] <= one["gap"]
     assert comparison["differences"][0]["position"] == comparison["min_median_max"]["position"][0] == 1
+
+
+@pytest.mark.parametrize(
+    ("all_answers", "worst_answer", "failed"),
+    [(1e-6, 1e-5, False), (1.1e-6, 2e-6, True), (9e-7, 1.1e-5, True), (math.nan, math.nan, True)],
+)
+def test_answers_may_be_so_far_from_those_in_a_batch(all_answers: float, worst_answer: float, failed: bool) -> None:
+    equal = Comparison("optimized", "the reference", ["text"], [])
+    assert GreedyAgreement([equal], Alone(1, all_answers, worst_answer, 1e-4, {}), is_exact=True).failed == failed
+    assert not GreedyAgreement([equal], Alone(1, all_answers, worst_answer, 1e-4, {}), is_exact=False).failed
+
+
+def test_logits_that_differ_in_a_batch_are_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disturbed(model: nn.Module, prompts: Sequence[Prompt], replies: Sequence[Generated], rows: int) -> list[Tensor]:
+        """In a batch, the first answer's logits are a little too large."""
+        first, *others = replay(model, prompts, replies, rows)
+        return [first * (1 if rows == 1 else 1.001), *others]
+
+    monkeypatch.setattr(greedy_agreement, "MAX_NEW_TOKENS", 12)
+    monkeypatch.setattr(greedy_agreement, "replay", disturbed)
+    assert run(lambda: parity.main(["--prompts", "3", "--json"])) == CHECK_FAILED
+    alone = json.loads(capsys.readouterr().out)["greedy"]["alone_and_in_a_batch"]
+    assert alone["worst_answer"] == pytest.approx(1e-3, rel=0.01) and alone["all_answers"] < 0.9e-3
+    assert alone["worst_from_float64"]["in a batch"] == pytest.approx(1e-3, rel=0.01)
+    assert alone["worst_from_float64"]["alone"] < 1e-5
 
 
 def test_evaluation_finds_the_same_with_both(capsys: pytest.CaptureFixture[str]) -> None:

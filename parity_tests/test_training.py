@@ -17,7 +17,7 @@ from reference.prompt import Processor
 from reference.replies import TextReplyParser
 from reference.stages import observing
 from tools import average_weights, curriculum, evaluate, train, training_batches
-from tools.curriculum import FULL, GOES_ON, draw_example, learning_rate
+from tools.curriculum import FULL, GOES_ON, WORLDS, draw_example, learning_rate
 from tools.expert_load import LoadCounter
 from tools.fingerprint import fingerprint, sibling_fingerprint
 from tools.muon import Muon, orthogonalise
@@ -255,7 +255,8 @@ def test_every_eighth_step_clips_each_layer_by_its_own_largest_logits(tmp_path, 
 @pytest.mark.parametrize(
     "argv",
     [["--minutes", "0"], ["--minutes", "nan"], ["--resume"], ["--resume", "--init", "there"], ["--init", "nowhere"],
-     ["--resume", "--seed", "3"], ["--resume", "--minutes", "3"], ["--seed", "1" + 26 * "0"], ["--out", __file__]],
+     ["--resume", "--seed", "3"], ["--resume", "--minutes", "3"], ["--seed", "1" + 26 * "0"], ["--out", __file__],
+     ["--world", "sign"], ["--world", "documents"], ["--resume", "--world", "self"]],
     ids=lambda argv: " ".join(argv[:2])[:20],
 )
 def test_contradictory_options_are_refused_before_anything_is_written(tmp_path, argv):
@@ -327,7 +328,7 @@ def test_a_training_on_finished_weights_draws_large_drawings_from_the_start_and_
 
 
 def test_a_resumed_training_keeps_its_vocabulary_and_its_place_in_the_curriculum(tmp_path, small_steps):
-    first = Trainer(tmp_path, 1, "cpu", SHIPPED_MODEL)
+    first = Trainer(tmp_path, 1, "cpu", SHIPPED_MODEL, ["numbers"])
     assert first.begins_at == GOES_ON
     first.save()
     (tmp_path / "tiktoken.model").write_text("not what would be trained today")
@@ -338,7 +339,19 @@ def test_a_resumed_training_keeps_its_vocabulary_and_its_place_in_the_curriculum
     resumed = Trainer(tmp_path, 1, "cpu", None)
     assert resumed.begins_at == 0
     resumed.restore()
-    assert resumed.begins_at == GOES_ON
+    assert resumed.begins_at == GOES_ON and resumed.worlds == ["numbers"]
+    resumed.train_step(GOES_ON)
+    assert all(skill.startswith("numbers.") for skill in resumed.check(0.0)["exact"])
+
+
+@pytest.mark.parametrize("progress", [0, 0.15, 0.3, 0.5, 0.9, GOES_ON])
+def test_some_worlds_alone_are_trained_in_every_phase(progress):
+    def drawn(*worlds):
+        return {draw_example(6, index, progress, worlds=worlds).skill.partition(".")[0] for index in range(60)}
+
+    assert drawn("swarm") == {"swarm"}
+    assert drawn("numbers", "pictures") == ({"numbers", "pictures"} if progress else {"pictures"})
+    assert len(drawn(*WORLDS)) > (2 if progress >= 0.3 else 0)
 
 
 def test_the_mean_of_trainings_is_that_of_their_unquantised_weights_and_is_stored_as_one(tmp_path, small_steps, capsys):
