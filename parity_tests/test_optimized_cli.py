@@ -178,10 +178,12 @@ def test_answers_may_be_so_far_from_those_in_a_batch(all_answers: float, worst_a
 def test_logits_that_differ_in_a_batch_are_measured(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def disturbed(model: nn.Module, prompts: Sequence[Prompt], replies: Sequence[Generated], rows: int) -> list[Tensor]:
+    def disturbed(
+        model: nn.Module, prompts: Sequence[Prompt], replies: Sequence[Generated], max_rows: int
+    ) -> list[Tensor]:
         """In a batch, the first answer's logits are a little too large."""
-        first, *others = replay(model, prompts, replies, rows)
-        return [first * (1 if rows == 1 else 1.001), *others]
+        first, *others = replay(model, prompts, replies, max_rows)
+        return [first * (1 if max_rows == 1 else 1.001), *others]
 
     monkeypatch.setattr(greedy_agreement, "MAX_NEW_TOKENS", 12)
     monkeypatch.setattr(greedy_agreement, "replay", disturbed)

@@ -398,7 +398,7 @@ def test_the_mean_of_trainings_is_that_of_their_unquantised_weights_and_is_store
 
 def test_only_finished_weights_get_long_texts_and_counters(monkeypatch):
     def longest(world: str, progress: float) -> int:
-        monkeypatch.setattr(curriculum, "mixture", lambda _: {world: 1})
+        monkeypatch.setattr(curriculum, "phase", lambda _: {world: 1})
         return max(len(str(draw_example(4, index, progress))) for index in range(60))
 
     for world in ("needles", "tools.counter"):
