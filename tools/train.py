@@ -15,7 +15,6 @@ from reference.config import read_config_file
 from reference.errors import ConfigError, UsageError
 from reference.presets import preset_dict
 from reference.request import check_seed
-from tools.curriculum import WORLDS
 
 EXAMPLES = """examples:
   python -m tools.train --out build/nano --minutes 110
@@ -36,8 +35,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--init", type=Path, help="go on from this checkpoint's weights, with a fresh optimiser and "
                              "a mixture of its own")
     parser.add_argument("--world", action="append", metavar="NAME",
-                        help="train on this world alone, or on several: give it again. Default: all, which are "
-                             f"{', '.join(WORLDS)}")  # fmt: skip
+                        help="train on this world alone (numbers, pictures, svg, ...: docs/worlds.md names them), or "
+                             "on several: give it again (default: all)")  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--resume", action="store_true",
                         help="go on from the state in --out, which is saved every three minutes")
@@ -48,6 +47,7 @@ def check(args: argparse.Namespace) -> None:
     """Raise UsageError or ConfigError for options that contradict each other, the machine or the folders."""
     import torch
 
+    from tools.curriculum import WORLDS
     from tools.trainer import PRESET, STATE_FILE
 
     if args.minutes is not None and not 0 < args.minutes < float("inf"):
