@@ -104,7 +104,24 @@ def test_operands_of_every_length_occur_and_long_carries_too():
 def test_products_have_two_digits_by_two_at_most_and_decimals_two_places():
     for index in range(500):
         assert re.fullmatch(r"\d{1,2} x \d{1,2} = \d+", draw("numbers.multiply", 0, index).content)
-        assert re.fullmatch(r"\d{1,2}(\.\d{1,2})? is bigger\.", draw("numbers.decimals", 0, index).content)
+        assert re.fullmatch(r"\d{1,2}(\.\d{1,2})? is (bigger|smaller)\.", draw("numbers.decimals", 0, index).content)
+
+
+def test_a_difference_between_two_numbers_has_no_sign_and_the_smaller_of_two_decimals_is_named():
+    differences = [draw("numbers.subtract", 1, index, thinking=True) for index in range(600)]
+    words = re.compile("difference (of|between)(?!.*minus)|how far|how much (more|less|bigger)|by how", re.IGNORECASE)
+    between = [sample for sample in differences if words.search(sample.task.question)]
+    assert len(between) > 50
+    for sample in between:
+        numbers = sorted(map(int, re.findall(r"\d+", sample.task.question)))
+        assert sample.content == f"{numbers[1]} - {numbers[0]} = {numbers[1] - numbers[0]}"
+    decimals = [draw("numbers.decimals", 1, index) for index in range(200)]
+    smaller = [s for s in decimals if re.search("small|lower|which is less", s.task.question.lower())]
+    assert len(smaller) > 15
+    for sample in smaller:
+        numbers = [Decimal(n) for n in re.findall(r"\d+(?:\.\d+)?", sample.task.question)]
+        assert sample.content == f"{sample.task.truth} is smaller." and sample.task.truth == min(numbers)
+        assert not sample.check(f"{max(numbers)} is bigger.")
 
 
 @pytest.mark.parametrize(
@@ -196,17 +213,33 @@ def test_descriptions_read_like_the_published_example():
         assert not pictures.judge_describe(text.replace(old, new), truth), new
 
 
-def test_questions_about_one_shape_have_one_answer():
+def test_questions_about_one_shape_have_one_answer_or_say_that_there_is_none():
     for skill in ("pictures.colour", "pictures.shape", "pictures.place_of"):
+        seen = set()
         for index in range(300):
             sample = draw(skill, 0, index)
             scene, words = sample.task.medium, set(pictures.words_of(sample.task.question))
             kinds, colours = words & set(pictures.KINDS), words & set(pictures.COLOURS)
             if kinds or colours:
-                assert len(pictures.matching(scene, *(next(iter(named), None) for named in (colours, kinds)))) == 1
+                found = pictures.matching(scene, *(next(iter(named), None) for named in (colours, kinds)))
+                assert len(found) == (sample.task.truth is not None)
+                assert found or sample.content.startswith("There is no ")
+                seen.add(len(found))
+        assert seen == {0, 1}
 
 
-CONCLUSIONS = {  # what the last line of the thinking ends with, from the truth of the answer
+def test_a_place_where_nothing_is_gets_no_invented_shape():
+    samples = [draw("pictures.at", 3, index) for index in range(400)]
+    empty = [sample for sample in samples if sample.task.truth is None]
+    assert 15 < len(empty) < 60
+    for sample in empty:
+        place = re.fullmatch(r"There is nothing (?:in|at) the ([a-z ]+)\.", sample.content)[1]
+        taken = [shape.place for shape in sample.task.medium.shapes]
+        assert place not in taken and (" " in place or all(place not in other.split() for other in taken))
+        assert sample.check("Nothing is there.") and not sample.check(f"A small red circle {place}.")
+
+
+CONCLUSIONS = {  # what the last line of the thinking ends with, from the truth of the answer if there is one
     "pictures.count": str, "pictures.colour": str, "pictures.shape": str, "pictures.at": " ".join,
     "pictures.exists": {True: "found", False: "none"}.get, "pictures.place_of": str,
 }  # fmt: skip
@@ -219,7 +252,8 @@ def test_thinking_states_what_follows_so_far_behind_every_shape(skill):
         lines = [line.split(", ") for line in sample.reasoning_content.splitlines()]
         seen, conclusions = [line[0] for line in lines], [line[-1] for line in lines]
         assert "; ".join(seen) == pictures.listing(sample.task.medium)
-        assert conclusions[-1].endswith(CONCLUSIONS[skill](sample.task.truth)), sample
+        truth = sample.task.truth
+        assert conclusions[-1].endswith("none" if truth is None else CONCLUSIONS[skill](truth)), sample
         if skill == "pictures.count":
             counted = re.search(r"\d+ (.*?)s?\.", sample.content)[1].removesuffix("shape").strip()
             assert conclusions == [str(sum(counted in shape for shape in seen[: i + 1])) for i in range(len(seen))]
@@ -227,7 +261,7 @@ def test_thinking_states_what_follows_so_far_behind_every_shape(skill):
             found = [conclusion for conclusion in conclusions if conclusion != "none"]
             first = len(conclusions) - len(found)
             assert conclusions[first:] == found and len(set(found)) <= 1
-            assert found or sample.task.truth is False
+            assert found or not truth
             if found:
                 asked = re.search(r"an? (.*?)(?: shape)?\.", sample.content)
                 assert (asked[1] if skill == "pictures.exists" else found[0]) in seen[first], sample

@@ -1,7 +1,7 @@
 """Greedy answers of two models to the same held-out prompts: how many are equal, and how near the call was where not.
 
 `python -m tools.parity --prompts N` prints it. A prompt is a question from the small model's worlds, and text, pictures
-and videos take turns. An answer counts as equal only if every token is, the one that ends it included.
+and videos take turns. An answer counts as equal only if every token is, and if both end by a stop token or neither.
 """
 
 from collections.abc import Sequence
@@ -93,7 +93,7 @@ class Alone:
     Single tokens are further apart than whole answers, for the logits of some are small.
     """
 
-    num_identical: int
+    num_identical: int  # answers with the same likeliest token at every place
     all_answers: float  # over the logits of all tokens of all answers
     worst_answer: float  # over the logits of all tokens of one answer
     worst_token: float
@@ -139,12 +139,13 @@ class GreedyAgreement:
                 low, middle, high = values
                 print(f"    first difference, {words}: min {low:.3g}, median {middle:.3g}, max {high:.3g}")
         alone = self.alone
-        print(f"each prompt alone and in a batch of {MAX_ROWS}: {alone.num_identical} of {num_prompts} identical; "
-              f"relative L2 of the logits: all answers {alone.all_answers:.1e}, worst answer {alone.worst_answer:.1e}, "
+        print(f"each prompt alone and in a batch of up to {MAX_ROWS}, given the same tokens: {alone.num_identical} of "
+              f"{num_prompts} would choose the same; relative L2 of the logits: "
+              f"all answers {alone.all_answers:.1e}, worst answer {alone.worst_answer:.1e}, "
               f"worst token {alone.worst_token:.1e}")
         if alone.worst_from_float64:
             distances = ", ".join(f"{name} {error:.1e}" for name, error in alone.worst_from_float64.items())
-            print(f"the worst of these answers, from the reference in float64: {distances}")
+            print(f"the worst of these answers, relative L2 to the reference in float64: {distances}")
 
 
 def measure(

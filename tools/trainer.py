@@ -107,7 +107,7 @@ class Trainer:
         with write_whole(self.directory / STATE_FILE) as temporary:
             torch.save(state, temporary)
         with write_whole(self.directory / CURVE_FILE) as temporary:
-            document = {"seed": self.seed, "curve": self.curve}
+            document = {"seed": self.seed, "worlds": self.worlds, "curve": self.curve}
             temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     def export(self) -> None:

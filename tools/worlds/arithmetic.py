@@ -59,6 +59,15 @@ WORDED = {
         "What is the result if {a} is multiplied by {b}?", "Would you multiply {a} by {b}?",
     ),
 }  # fmt: skip
+# Always of the larger and the smaller: a difference between two has no sign.
+DIFFERENCES = (
+    "What is the difference between {a} and {b}?", "What is the difference between {b} and {a}?",
+    "What's the difference between {a} and {b}?", "Difference between {a} and {b}?", "How far is {b} from {a}?",
+    "Find the difference between {a} and {b}.", "Tell me the difference between {a} and {b}.",
+    "How big is the difference between {b} and {a}?", "What is the difference of {a} and {b}?",
+    "How much more is {a} than {b}?", "How much bigger is {a} than {b}?", "How much less is {b} than {a}?",
+    "By how much is {b} smaller than {a}?", "By how much is {a} larger than {b}?", "{a} is how much more than {b}?",
+)  # fmt: skip
 COMPARISONS = {
     "Which one is bigger, {a} or {b}?": 5, "which one is bigger, {a} or {b}? think carefully.": 3,
     "Which is bigger, {a} or {b}?": 2, "Which number is bigger, {a} or {b}?": 2, "Which one is larger, {a} or {b}?": 1,
@@ -69,7 +78,13 @@ COMPARISONS = {
     "Tell me which one is bigger, {a} or {b}.": 0.5, "What is more, {a} or {b}?": 0.5,
     "Do you know which is larger, {a} or {b}?": 0.5, "Is {a} bigger than {b}, or is {b} bigger?": 0.5,
     "Of the numbers {a} and {b}, which is larger?": 0.5, "Say which is greater, {a} or {b}.": 0.5,
+    "Is {a} bigger than {b}?": 0.5, "{a} > {b}?": 0.3, "Is {a} > {b}?": 0.3, "Is {a} less than {b}?": 0.3,
 }  # fmt: skip
+SMALLER = (
+    "Which one is smaller, {a} or {b}?", "Which is smaller, {a} or {b}?", "Which number is smaller, {a} or {b}?",
+    "Is {a} or {b} smaller?", "Which is less, {a} or {b}?", "What is smaller, {a} or {b}?",
+    "Which is lower, {a} or {b}?",
+)  # fmt: skip
 
 
 def draw_numbers(rng: random.Random, skill: str) -> Task:
@@ -78,10 +93,14 @@ def draw_numbers(rng: random.Random, skill: str) -> Task:
         return draw_decimals(rng)
     operation = {"numbers.add": "+", "numbers.subtract": "-", "numbers.multiply": "x"}[skill]
     a, b = draw_operands(rng, operation)
+    question = ask(rng, operation, a, b)
+    if operation == "-" and rng.random() < 0.15:
+        a, b = max(a, b), min(a, b)
+        question = vary(rng, rng.choice(DIFFERENCES).format(a=a, b=b))
     steps, result = {"+": think_add, "-": think_subtract, "x": think_multiply}[operation](a, b)
     answer = f"{a} {operation} {b} = {result}"  # a copy of the last `got`, with its sign
     shows = shown_beside(a, b) if operation == "x" else ()
-    return Task(skill, ask(rng, operation, a, b), steps, answer, pair_key(a, b), judge_number, result, shows=shows)
+    return Task(skill, question, steps, answer, pair_key(a, b), judge_number, result, shows=shows)
 
 
 def shown_beside(a: int, b: int) -> tuple[str, ...]:
@@ -119,7 +138,10 @@ def draw_operands(rng: random.Random, operation: str) -> tuple[int, int]:
         b = int("".join(str(carrying_digit(rng, operation, int(digit))) for digit in str(a)))
         if operation == "-" and length < 4 and rng.random() < 0.5:
             a += rng.randint(1, 9) * 10**length
-    elif roll < 0.35 and operation == "-":  # close together, so that the comparison goes deep
+    elif roll < 0.31:  # around a round number, where one digit fills many places
+        a = rng.randint(1, 9) * 10 ** rng.randint(1, 3) - (rng.randint(1, 9) if operation == "+" else 0)
+        b = rng.randint(1, 12)
+    elif roll < 0.38 and operation == "-":  # close together, so that the comparison goes deep
         b = max(0, a + rng.randint(-12, 12))
     else:
         b = draw_of_length(rng, length if rng.random() < 0.5 else rng.randint(1, 4))
@@ -240,11 +262,12 @@ def draw_decimals(rng: random.Random) -> Task:
         a, b = draw_decimal_pair(rng)
         if Decimal(a) != Decimal(b):
             break
-    bigger = a if Decimal(a) > Decimal(b) else b
-    question = vary(rng, weighted(rng, COMPARISONS).format(a=a, b=b), polite=False)
-    content = f"{bigger} is bigger."
+    word, wording = ("bigger", weighted(rng, COMPARISONS)) if rng.random() < 0.85 else ("smaller", rng.choice(SMALLER))
+    wanted = (max if word == "bigger" else min)(a, b, key=Decimal)
+    question = vary(rng, wording.format(a=a, b=b), polite=False)
     key = f"decimals:{min(a, b)},{max(a, b)}"
-    return Task("numbers.decimals", question, think_compare(a, b), content, key, judge_decimal, Decimal(bigger))
+    reasoning = think_compare(a, b, f"{wanted} is {word}")
+    return Task("numbers.decimals", question, reasoning, f"{wanted} is {word}.", key, judge_decimal, Decimal(wanted))
 
 
 def draw_decimal_pair(rng: random.Random) -> tuple[str, str]:
@@ -259,13 +282,13 @@ def draw_decimal(rng: random.Random, whole: int) -> str:
     return f"{whole}." + "".join(str(rng.randint(0, 9)) for _ in range(decimals)) if decimals else str(whole)
 
 
-def think_compare(a: str, b: str) -> str:
-    """Pad both to the same shape, compare digits from the left, name the bigger one."""
+def think_compare(a: str, b: str, conclusion: str) -> str:
+    """Pad both to the same shape, compare digits from the left, conclude."""
     decimals = max(len(text.partition(".")[2]) for text in (a, b))
     width = max(len(text.partition(".")[0]) for text in (a, b)) + (decimals + 1 if decimals else 0)
     first, second = (f"{Decimal(text):0{width}.{decimals}f}" for text in (a, b))
-    sign, bigger = (">", a) if Decimal(a) > Decimal(b) else ("<", b)
-    return f"{first} and {second}\n{compare_digits(first, second)}\n{first}{sign}{second}\n{bigger} is bigger"
+    sign = ">" if Decimal(a) > Decimal(b) else "<"
+    return f"{first} and {second}\n{compare_digits(first, second)}\n{first}{sign}{second}\n{conclusion}"
 
 
 def judge_number(answer: str, truth: int | Decimal) -> bool:
@@ -275,8 +298,8 @@ def judge_number(answer: str, truth: int | Decimal) -> bool:
 
 
 def judge_decimal(answer: str, truth: Decimal) -> bool:
-    """What stands before 'is bigger' is the true one; without these words, the last number is."""
-    before = re.split(r"\bis (?:the )?(?:bigger|larger|greater)", answer, maxsplit=1, flags=re.IGNORECASE)[0]
+    """What stands before 'is bigger' or 'is smaller' is the true one; without these words, the last number is."""
+    before = re.split(r"\bis (?:the )?(?:bigger|larger|greater|smaller)", answer, maxsplit=1, flags=re.IGNORECASE)[0]
     return judge_number(before, truth)
 
 

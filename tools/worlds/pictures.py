@@ -119,6 +119,7 @@ PLACE_OF = {
     "Where in the picture can the {x} be found?": 0.5, "At which position is the {x}?": 0.5, "Locate the {x}.": 0.4,
     "Which part of the picture has the {x} in it?": 0.4,
 }  # fmt: skip
+ABSENT_SHARE = 0.08  # of the questions about one shape or place ask for what is not there
 LEAD_INS = ("Here is a picture.", "Look at this image:", "See this:", "I have a question about this picture.")
 
 
@@ -288,6 +289,8 @@ def ask(rng: random.Random, skill: str, scene: Scene) -> Task | None:
     if asked is None:
         return None
     question, reasoning, content, truth = asked
+    if rng.random() < 0.25:
+        question = question.replace("in the centre", "in the middle")
     question = vary(rng, american(rng, question))
     return Task(skill, question, reasoning, content, scene.key, JUDGES[skill], truth, medium=scene)
 
@@ -362,7 +365,21 @@ def ask_count(rng: random.Random, scene: Scene) -> tuple:
     return weighted(rng, COUNT).format(x=name), search(scene, found, len, colour, kind), answer, len(found)
 
 
+def nothing_of(rng: random.Random, scene: Scene, targets: Sequence[tuple[str | None, str | None]],
+               wordings: dict[str, float]) -> tuple | None:
+    """A question about what the picture does not have, or None if it has all of it. The truth is None."""
+    absent = [target for target in targets if not matching(scene, *target)]
+    if not absent:
+        return None
+    colour, kind = rng.choice(absent)
+    name = name_target(colour, kind)
+    reasoning = search(scene, [], first("kind"), colour, kind)
+    return weighted(rng, wordings).format(x=name, c=colour), reasoning, f"There is no {name}.", None
+
+
 def ask_colour(rng: random.Random, scene: Scene) -> tuple | None:
+    if rng.random() < ABSENT_SHARE:
+        return nothing_of(rng, scene, [(None, kind) for kind in KINDS], COLOUR)
     shape = rng.choice(scene.shapes)
     if len(matching(scene, None, shape.kind)) != 1:
         return None
@@ -372,6 +389,8 @@ def ask_colour(rng: random.Random, scene: Scene) -> tuple | None:
 
 
 def ask_shape(rng: random.Random, scene: Scene) -> tuple | None:
+    if rng.random() < ABSENT_SHARE:
+        return nothing_of(rng, scene, [(colour, None) for colour in COLOURS], SHAPE_OF)
     shape, colour = rng.choice(scene.shapes), None
     if rng.random() < 0.4:
         if len(matching(scene, shape.colour, None)) != 1:
@@ -387,12 +406,25 @@ def ask_shape(rng: random.Random, scene: Scene) -> tuple | None:
 
 
 def ask_at(rng: random.Random, scene: Scene) -> tuple | None:
+    if rng.random() < ABSENT_SHARE:
+        return ask_at_nothing(rng, scene)
     shape = rng.choice(scene.shapes)
     place = draw_side(rng, scene, shape)
     if place is None:
         return None
     reasoning = search(scene, [shape], first("words"))
     return weighted(rng, AT).format(p=place), reasoning, f"A {shape.words}.", (shape.colour, shape.kind)
+
+
+def ask_at_nothing(rng: random.Random, scene: Scene) -> tuple | None:
+    """What is where nothing is: a corner, the centre, or a side with nothing along all of it. The truth is None."""
+    taken = {word for shape in scene.shapes for word in shape.place.split()}
+    corners = [place for place in PLACES if (" " in place or place == "centre")
+               and all(shape.place != place for shape in scene.shapes)]  # fmt: skip
+    place = rng.choice(corners + [side for side in ("left", "right", "top", "bottom") if side not in taken])
+    asked = phrase(place, "on the" if place in ("left", "right") and rng.random() < 0.7 else "at the")
+    reasoning = search(scene, [], first("words"))
+    return weighted(rng, AT).format(p=asked), reasoning, f"There is nothing {phrase(place)}.", None
 
 
 def draw_side(rng: random.Random, scene: Scene, shape: Shape) -> str | None:
@@ -427,6 +459,8 @@ def ask_exists(rng: random.Random, scene: Scene) -> tuple:
 
 
 def ask_place_of(rng: random.Random, scene: Scene) -> tuple | None:
+    if rng.random() < ABSENT_SHARE:
+        return nothing_of(rng, scene, [(shape.colour, kind) for shape in scene.shapes for kind in KINDS], PLACE_OF)
     shape = rng.choice(scene.shapes)
     colour, kind = weighted(rng, {(shape.colour, shape.kind): 3, (None, shape.kind): 1.5, (shape.colour, None): 2.5})
     if len(matching(scene, colour, kind)) != 1:
@@ -464,15 +498,22 @@ def only(answer: str, names: Sequence[str], truth: str) -> bool:
     return set(words_of(answer)) & set(names) == {truth}
 
 
-def judge_colour(answer: str, truth: str) -> bool:
-    return only(answer, tuple(COLOURS), truth)
+def says_nothing(answer: str) -> bool:
+    """'There is no square.', 'No, nothing is there.'"""
+    return bool({"no", "nothing", "none"} & set(words_of(answer)))
 
 
-def judge_shape(answer: str, truth: str) -> bool:
-    return only(answer, KINDS, truth)
+def judge_colour(answer: str, truth: str | None) -> bool:
+    return says_nothing(answer) if truth is None else only(answer, tuple(COLOURS), truth)
 
 
-def judge_at(answer: str, truth: tuple[str, str]) -> bool:
+def judge_shape(answer: str, truth: str | None) -> bool:
+    return says_nothing(answer) if truth is None else only(answer, KINDS, truth)
+
+
+def judge_at(answer: str, truth: tuple[str, str] | None) -> bool:
+    if truth is None:
+        return says_nothing(answer) and not set(words_of(answer)) & {*COLOURS, *KINDS}
     return judge_colour(answer, truth[0]) and judge_shape(answer, truth[1])
 
 
@@ -480,8 +521,10 @@ def judge_exists(answer: str, truth: bool) -> bool:
     return words_of(answer)[:1] == ["yes" if truth else "no"]
 
 
-def judge_place(answer: str, truth: str) -> bool:
+def judge_place(answer: str, truth: str | None) -> bool:
     """Exactly the words of the place: 'top' does not pass for 'top left'."""
+    if truth is None:
+        return says_nothing(answer)
     named = {word for place in PLACES for word in place.split()}
     return set(words_of(answer)) & named == set(truth.split())
 

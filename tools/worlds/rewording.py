@@ -11,7 +11,8 @@ from string import Formatter
 from .pictures import COLOURS, KINDS, american
 from .task import Task, vary
 
-# {a} and {b} numbers, {x} what is asked for, {p} a place with its article, {c} a colour, {n} a page.
+# {a} and {b} numbers, {x} what is asked for, {p} a place with its article, {c} a colour, {n} a page; {smaller} where
+# not the bigger one is asked for.
 WORDINGS: dict[str, tuple[str, ...]] = {
     "numbers.add": (
         "Find {a} + {b}.", "What number is {a} plus {b}?", "{a} + {b} is how much?", "Could you add {a} to {b}?",
@@ -32,6 +33,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "Which of {a} and {b} is the bigger number?", "Between {a} and {b}, which is larger?",
         "Tell me which is greater: {a} or {b}.", "Of {a} and {b}, which one is bigger?",
         "Which one has the higher value, {a} or {b}?",
+        "Which of {a} and {b} is the {smaller} number?", "Tell me which is {smaller}: {a} or {b}.",
     ),
     "pictures.describe": (
         "What's in this picture?", "Please tell me what you see here.", "Give me a description of this image.",
@@ -125,13 +127,16 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 SHAPE = rf"\b(?P<x>an? (?:\w+ )?(?:{'|'.join(KINDS)}|shape))\b"
-PLACE = r"(?P<p>\b(?:at|on|in) the (?:(?:top|bottom) (?:left|right)|top|bottom|left|right|cent(?:re|er))\b)"
+PLACE = r"(?P<p>\b(?:at|on|in) the (?:(?:top|bottom) (?:left|right)|top|bottom|left|right|cent(?:re|er)|middle)\b)"
 # Where the question in small letters, or the answer behind it, has what a wording needs; by skill or world.
 PATTERNS = {
-    "numbers": r"(?P<a>\d+) [-+x] (?P<b>\d+) = -?\d+$", "numbers.decimals": r"(?P<a>[\d.]*\d)\D+?(?P<b>[\d.]*\d)",
-    "pictures.count": r"There (?:is|are) \d+ (?P<x>.+?)s?\.$", "pictures.colour": r"The (?P<x>\w+) is \w+\.$",
+    "numbers": r"(?P<a>\d+) [-+x] (?P<b>\d+) = -?\d+$",
+    "numbers.decimals": r"(?P<a>[\d.]*\d)\D+?(?P<b>[\d.]*\d)[^\n]*\n[\d.]+ is (?:bigger|(?P<smaller>smaller))\.$",
+    "pictures.count": r"There (?:is|are) \d+ (?P<x>.+?)s?\.$",
+    "pictures.colour": r"(?:The|There is no) (?P<x>\w+)(?: is \w+)?\.$",
     "pictures.shape": rf"{PLACE}|\b(?P<c>{'|'.join(COLOURS)})\b", "pictures.at": PLACE, "pictures.exists": SHAPE,
-    "pictures.place_of": r"The (?P<x>[\w ]+?) is \w+ the [\w ]+\.$", "videos": rf"(?P<x>{'|'.join(KINDS)})",
+    "pictures.place_of": r"(?:The|There is no) (?P<x>[\w ]+?)(?: is \w+ the [\w ]+)?\.$",
+    "videos": rf"(?P<x>{'|'.join(KINDS)})",
     "needles.code": r"The code of the (?P<x>[\w ]+) is \d+\.$",
     "documents.page": r"\nPage (?P<n>\d) says \w+\.$",
 }  # fmt: skip

@@ -32,7 +32,7 @@ WORLDS: dict[str, Callable[[random.Random, str, Level], Task]] = {
     "self": lambda rng, skill, level: self_knowledge.draw_self(rng, skill),
     "outside": lambda rng, skill, level: self_knowledge.draw_outside(rng, skill),
 }
-BESIDE_THE_POINT = 0.05  # of the questions about no picture come with one all the same
+BESIDE_THE_POINT = 0.08  # of the questions about no picture come with one all the same
 NO_PICTURE = "outside.no_picture"
 THINKING_SHARE = dict.fromkeys(WORLDS, 0.8) | {"self": 0.5, "outside": 0.5}
 SYSTEMS = (
