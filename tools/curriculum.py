@@ -47,8 +47,8 @@ FULL = 0.999  # so far behind its beginning, any training draws its hardest exam
 GOING_ON = {
     "pictures": 0.19, GALLERY: 0.05, "numbers.add": 0.04, "numbers.subtract": 0.055, "numbers.multiply": 0.045,
     "numbers.decimals": 0.025, "signs": 0.1, "svg.write": 0.09, "svg.size": 0.01, "svg.place": 0.04,
-    "videos": 0.06, "documents": 0.035, "needles": 0.02, "self": 0.03, "outside": 0.04, "conversation": 0.02,
-    "tools.choose": 0.05, "tools.parallel": 0.03, "tools.chain": 0.02, "tools.counter": 0.006, "tools.picture": 0.025,
+    "videos": 0.06, "documents": 0.035, "needles": 0.01, "self": 0.03, "outside": 0.05, "conversation": 0.02,
+    "tools.choose": 0.05, "tools.parallel": 0.03, "tools.chain": 0.02, "tools.counter": 0.004, "tools.picture": 0.025,
     "tools.crop": 0.005, "tools.none": 0.005, "tools.error": 0.005,
     "swarm.orchestrate": 0.065, "swarm.part": 0.02, "swarm.single": 0.015,
 }  # fmt: skip
