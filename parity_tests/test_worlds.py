@@ -137,9 +137,12 @@ def test_number_answers_are_judged_by_their_last_number(answer, right):
 
 
 def test_a_comparison_may_repeat_the_smaller_number():
-    assert arithmetic.judge_decimal("9.9 is bigger than 9.11.", Decimal("9.9"))
-    assert not arithmetic.judge_decimal("9.11 is bigger than 9.9.", Decimal("9.9"))
-    assert not arithmetic.judge_decimal("9.9 or 9.11", Decimal("9.9"))
+    assert arithmetic.judge_bigger("9.9 is bigger than 9.11.", Decimal("9.9"))
+    assert not arithmetic.judge_bigger("9.11 is bigger than 9.9.", Decimal("9.9"))
+    assert not arithmetic.judge_bigger("9.9 or 9.11", Decimal("9.9"))
+    assert not arithmetic.judge_bigger("9.9 is smaller.", Decimal("9.9"))
+    assert arithmetic.judge_smaller("9.11 is smaller than 9.9.", Decimal("9.11"))
+    assert not arithmetic.judge_smaller("9.11 is bigger.", Decimal("9.11"))
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------

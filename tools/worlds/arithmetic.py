@@ -80,6 +80,7 @@ COMPARISONS = {
     "Of the numbers {a} and {b}, which is larger?": 0.5, "Say which is greater, {a} or {b}.": 0.5,
     "Is {a} bigger than {b}?": 0.5, "{a} > {b}?": 0.3, "Is {a} > {b}?": 0.3, "Is {a} less than {b}?": 0.3,
 }  # fmt: skip
+BIGGER_WORDS, SMALLER_WORDS = "bigger|larger|greater", "smaller|less|lower"
 SMALLER = (
     "Which one is smaller, {a} or {b}?", "Which is smaller, {a} or {b}?", "Which number is smaller, {a} or {b}?",
     "Is {a} or {b} smaller?", "Which is less, {a} or {b}?", "What is smaller, {a} or {b}?",
@@ -267,7 +268,8 @@ def draw_decimals(rng: random.Random) -> Task:
     question = vary(rng, wording.format(a=a, b=b), polite=False)
     key = f"decimals:{min(a, b)},{max(a, b)}"
     reasoning = think_compare(a, b, f"{wanted} is {word}")
-    return Task("numbers.decimals", question, reasoning, f"{wanted} is {word}.", key, judge_decimal, Decimal(wanted))
+    judge = judge_bigger if word == "bigger" else judge_smaller
+    return Task("numbers.decimals", question, reasoning, f"{wanted} is {word}.", key, judge, Decimal(wanted))
 
 
 def draw_decimal_pair(rng: random.Random) -> tuple[str, str]:
@@ -297,10 +299,19 @@ def judge_number(answer: str, truth: int | Decimal) -> bool:
     return bool(found) and found[-1] == truth
 
 
-def judge_decimal(answer: str, truth: Decimal) -> bool:
-    """What stands before 'is bigger' or 'is smaller' is the true one; without these words, the last number is."""
-    before = re.split(r"\bis (?:the )?(?:bigger|larger|greater|smaller)", answer, maxsplit=1, flags=re.IGNORECASE)[0]
-    return judge_number(before, truth)
+def judge_bigger(answer: str, truth: Decimal) -> bool:
+    return judge_comparison(answer, truth, BIGGER_WORDS, SMALLER_WORDS)
+
+
+def judge_smaller(answer: str, truth: Decimal) -> bool:
+    return judge_comparison(answer, truth, SMALLER_WORDS, BIGGER_WORDS)
+
+
+def judge_comparison(answer: str, truth: Decimal, words: str, opposite: str) -> bool:
+    """What stands before 'is' and one of these words is the true one; with neither words nor opposite, the last is."""
+    before, *behind = re.split(rf"\bis (?:the )?(?:{words})\b", answer, maxsplit=1, flags=re.IGNORECASE)
+    says_opposite = not behind and re.search(rf"\b(?:{opposite})\b", answer, re.IGNORECASE)
+    return not says_opposite and judge_number(before, truth)
 
 
 def numbers_in(text: str) -> list[Decimal]:
