@@ -95,7 +95,7 @@ def draw_numbers(rng: random.Random, skill: str) -> Task:
     operation = {"numbers.add": "+", "numbers.subtract": "-", "numbers.multiply": "x"}[skill]
     a, b = draw_operands(rng, operation)
     question = ask(rng, operation, a, b)
-    if operation == "-" and rng.random() < 0.15:
+    if operation == "-" and rng.random() < 0.25:
         a, b = max(a, b), min(a, b)
         question = vary(rng, rng.choice(DIFFERENCES).format(a=a, b=b))
     steps, result = {"+": think_add, "-": think_subtract, "x": think_multiply}[operation](a, b)
@@ -263,7 +263,7 @@ def draw_decimals(rng: random.Random) -> Task:
         a, b = draw_decimal_pair(rng)
         if Decimal(a) != Decimal(b):
             break
-    word, wording = ("bigger", weighted(rng, COMPARISONS)) if rng.random() < 0.85 else ("smaller", rng.choice(SMALLER))
+    word, wording = ("bigger", weighted(rng, COMPARISONS)) if rng.random() < 0.75 else ("smaller", rng.choice(SMALLER))
     wanted = (max if word == "bigger" else min)(a, b, key=Decimal)
     question = vary(rng, wording.format(a=a, b=b), polite=False)
     key = f"decimals:{min(a, b)},{max(a, b)}"

@@ -119,7 +119,7 @@ PLACE_OF = {
     "Where in the picture can the {x} be found?": 0.5, "At which position is the {x}?": 0.5, "Locate the {x}.": 0.4,
     "Which part of the picture has the {x} in it?": 0.4,
 }  # fmt: skip
-ABSENT_SHARE = 0.08  # of the questions about one shape or place ask for what is not there
+ABSENT_SHARE = 0.1  # of the questions about one shape or place ask for what is not there
 LEAD_INS = ("Here is a picture.", "Look at this image:", "See this:", "I have a question about this picture.")
 
 
@@ -289,7 +289,7 @@ def ask(rng: random.Random, skill: str, scene: Scene) -> Task | None:
     if asked is None:
         return None
     question, reasoning, content, truth = asked
-    if rng.random() < 0.25:
+    if rng.random() < 0.4:
         question = question.replace("in the centre", "in the middle")
     question = vary(rng, american(rng, question))
     return Task(skill, question, reasoning, content, scene.key, JUDGES[skill], truth, medium=scene)
