@@ -270,6 +270,10 @@ def test_features_say_what_was_asked():
             if evaluator is evaluate.ask_once:
                 sample = evaluate.draw_question(skill, index, options)
                 features = question_features(skill, sample)
+                if skill == "numbers.decimals":
+                    assert features["asks for"].endswith(sample.content.split()[-1].strip("."))
+                if "is there" in features:
+                    assert (features["is there"] == "no") == sample.content.startswith("There is no")
                 if skill.startswith(("pictures", "svg")):
                     assert features["shapes"] == str(len(sample.task.medium.shapes)) == str(1 + index)
             else:
@@ -281,6 +285,12 @@ def test_features_say_what_was_asked():
                     assert features["tools"] == str(len(episode.tools))
             assert features or skill.startswith(("self", "outside"))
             assert all(isinstance(text, str) and text for pair in features.items() for text in pair)
+    words = {"What is the difference between 9 and 4?": "a difference", "How much less is 4 than 9?": "a difference",
+             "How far is 4 from 9?": "a difference", "What is 9 minus 4?": "one minus the other"}  # fmt: skip
+    sample = evaluate.draw_question("numbers.subtract", 0, options)
+    for question, kind in words.items():
+        asked = replace(sample, task=replace(sample.task, question=question))
+        assert question_features("numbers.subtract", asked)["asks for"] == kind
     assert [named(f"What about {thing}?") for thing in ("the Red one", "CIRCLES", "a grey square", "a red square", "it")
             ] == ["a colour", "a kind", "a kind", "a colour and a kind", "neither"]  # fmt: skip
     assert [band(value, (2, 5, 9), 16) for value in (2, 4, 5, 8, 9, 16)] == ["2 to 4"] * 2 + ["5 to 8"] * 2 + [

@@ -30,12 +30,19 @@ def question_features(skill: str, sample: Sample) -> Features:
     features = medium_features(task.medium) if task.medium else {}
     if world == "pictures" and skill != "pictures.describe":
         features["names"] = named(task.question)
+        if skill in ("pictures.colour", "pictures.shape", "pictures.at", "pictures.place_of"):
+            features["is there"] = "no" if task.truth is None else "yes"
     elif world == "numbers":
         numbers = re.findall(r"\d+", task.question)
         features["digits"] = str(max(map(len, numbers)))
         if skill == "numbers.multiply":
             stated = any(len(number) == 1 or number.endswith("0") for number in numbers)
             features["a line of other products"] = "yes" if stated else "no"
+        elif skill == "numbers.subtract":
+            is_difference = re.search(r"\b(?:difference|than|far)\b", task.question.lower())
+            features["asks for"] = "a difference" if is_difference else "one minus the other"
+        elif skill == "numbers.decimals":
+            features["asks for"] = "the smaller" if task.content.endswith("smaller.") else "the bigger"
     elif skill == "documents.page":
         features["asks for"] = "all pages" if isinstance(task.truth[0], str) else "one page"
     return features
