@@ -66,9 +66,8 @@ PARTS_OF_SINGLE = (2, 2, 3, 3, 4, 5, 6)  # one agent alone writes down every cal
 
 def learning_rate(step: int, progress: float) -> float:
     """Warm up, hold, then fall to zero over the last 40 %; on finished weights at two fifths of the height."""
-    if progress >= GOES_ON:
-        return LEARNING_RATE * min(0.4, (step + 1) / WARMUP_STEPS, (2 - progress))
-    return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, (1 - progress) / 0.4)
+    height, end = (0.4, 2) if progress >= GOES_ON else (1, 1)
+    return LEARNING_RATE * height * min(1, (step + 1) / WARMUP_STEPS, (end - progress) / 0.4)
 
 
 def draw_example(
