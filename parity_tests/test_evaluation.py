@@ -270,10 +270,6 @@ def test_features_say_what_was_asked():
             if evaluator is evaluate.ask_once:
                 sample = evaluate.draw_question(skill, index, options)
                 features = question_features(skill, sample)
-                if skill == "numbers.decimals":
-                    assert features["asks for"].endswith(sample.content.split()[-1].strip("."))
-                if "is there" in features:
-                    assert (features["is there"] == "no") == sample.content.startswith("There is no")
                 if skill.startswith(("pictures", "svg")):
                     assert features["shapes"] == str(len(sample.task.medium.shapes)) == str(1 + index)
             else:
@@ -285,6 +281,16 @@ def test_features_say_what_was_asked():
                     assert features["tools"] == str(len(episode.tools))
             assert features or skill.startswith(("self", "outside"))
             assert all(isinstance(text, str) and text for pair in features.items() for text in pair)
+    drawn = [evaluate.draw_question("numbers.decimals", index, options) for index in range(40)]
+    for word in ("bigger", "smaller"):
+        expected = [sample.content.endswith(f"is {word}.") for sample in drawn]
+        found = [question_features("numbers.decimals", sample)["asks for"] == f"the {word}" for sample in drawn]
+        assert found == expected and any(found)
+    for skill in ("pictures.colour", "pictures.shape", "pictures.at", "pictures.place_of"):
+        drawn = [evaluate.draw_question(skill, index, options) for index in range(40)]
+        there = [question_features(skill, sample)["is there"] for sample in drawn]
+        assert there == ["no" if sample.content.startswith("There is no") else "yes" for sample in drawn]
+        assert {"yes", "no"} == set(there)
     words = {"What is the difference between 9 and 4?": "a difference", "How much less is 4 than 9?": "a difference",
              "How far is 4 from 9?": "a difference", "What is 9 minus 4?": "one minus the other"}  # fmt: skip
     sample = evaluate.draw_question("numbers.subtract", 0, options)
