@@ -76,12 +76,29 @@ def test_a_false_line_is_seen():
                                          "hundreds: 4+0+1=5, got 561"]),
         (arithmetic.think_subtract, 40, 42, ["40-42", "4=4, 0<2, negative", "42-40", "ones: 2-0=2, got 2",
                                              "tens: 4-4=0, got 02"]),
+        (arithmetic.think_difference, 40, 42, ["40-42", "4=4, 0<2, swapped", "42-40", "ones: 2-0=2, got 2",
+                                               "tens: 4-4=0, got 02"]),
         (arithmetic.think_multiply, 47, 8, ["47x8", "ones: 7x8=56, carry 5, got 6", "tens: 4x8+5=37, got 376",
                                             "47x8=376"]),
     ],
 )  # fmt: skip
 def test_thinking_is_written_digit_by_digit_from_the_right(think, a, b, lines):
     assert think(a, b)[0].splitlines() == lines
+
+
+def test_a_difference_begins_with_what_is_named_first_and_has_no_sign():
+    orders = set()
+    for index in range(400):
+        sample = draw("numbers.subtract", 2, index, thinking=True)
+        asked, told = (re.findall(r"\d+", text) for text in (sample.task.question, sample.content))
+        if not re.search("difference between|far|than", sample.task.question.lower()):
+            continue
+        steps = sample.reasoning_content.splitlines()
+        assert list(map(int, steps[0].split("-"))) == list(map(int, asked)) and "negative" not in steps[1]
+        assert ("swapped" in steps[1]) == (int(asked[0]) < int(asked[1])) and sorted(asked) == sorted(told[:2])
+        assert int(told[2]) == abs(int(asked[0]) - int(asked[1])) and "= -" not in sample.content
+        orders.add("swapped" in steps[1])
+    assert orders == {True, False}
 
 
 def test_carries_of_the_last_line_assemble_to_the_answer():

@@ -33,6 +33,7 @@ QUESTIONS = {
 WORDED = {
     "+": (
         "Add {a} and {b}.", "What is the sum of {a} and {b}?", "Add {b} to {a}.", "Can you add {a} and {b}?",
+        "Add {a} and {b} for me.",
         "What do you get if you add {a} and {b}?", "What do you get when you add {b} to {a}?",
         "What do {a} and {b} add up to?", "How much do {a} and {b} make?", "What is {a} added to {b}?",
         "{a} and {b} make what?", "How much is {a} and {b} in total?", "Tell me the sum of {a} and {b}.",
@@ -59,14 +60,19 @@ WORDED = {
         "What is the result if {a} is multiplied by {b}?", "Would you multiply {a} by {b}?",
     ),
 }  # fmt: skip
-# Always of the larger and the smaller: a difference between two has no sign.
+# A difference between two has no sign. {a} stands before {b}; the larger one is either, the first or the second.
 DIFFERENCES = (
-    "What is the difference between {a} and {b}?", "What is the difference between {b} and {a}?",
-    "What's the difference between {a} and {b}?", "Difference between {a} and {b}?", "How far is {b} from {a}?",
-    "Find the difference between {a} and {b}.", "Tell me the difference between {a} and {b}.",
-    "How big is the difference between {b} and {a}?", "What is the difference of {a} and {b}?",
-    "How much more is {a} than {b}?", "How much bigger is {a} than {b}?", "How much less is {b} than {a}?",
-    "By how much is {b} smaller than {a}?", "By how much is {a} larger than {b}?", "{a} is how much more than {b}?",
+    "What is the difference between {a} and {b}?", "What's the difference between {a} and {b}?",
+    "Difference between {a} and {b}?", "How far is {a} from {b}?", "Find the difference between {a} and {b}.",
+    "Tell me the difference between {a} and {b}.", "How big is the difference between {a} and {b}?",
+    "What is the difference of {a} and {b}?", "Give me the difference between {a} and {b}.",
+)  # fmt: skip
+LARGER_FIRST = (
+    "How much more is {a} than {b}?", "How much bigger is {a} than {b}?", "By how much is {a} larger than {b}?",
+    "{a} is how much more than {b}?",
+)  # fmt: skip
+SMALLER_FIRST = (
+    "How much less is {a} than {b}?", "How much smaller is {a} than {b}?", "By how much is {a} smaller than {b}?",
 )  # fmt: skip
 COMPARISONS = {
     "Which one is bigger, {a} or {b}?": 5, "which one is bigger, {a} or {b}? think carefully.": 3,
@@ -84,7 +90,9 @@ BIGGER_WORDS, SMALLER_WORDS = "bigger|larger|greater", "smaller|less|lower"
 SMALLER = (
     "Which one is smaller, {a} or {b}?", "Which is smaller, {a} or {b}?", "Which number is smaller, {a} or {b}?",
     "Is {a} or {b} smaller?", "Which is less, {a} or {b}?", "What is smaller, {a} or {b}?",
-    "Which is lower, {a} or {b}?",
+    "Which is lower, {a} or {b}?", "{a} or {b}, which one is smaller?", "Which one is less, {a} or {b}?",
+    "Which of the two is smaller, {a} or {b}?", "Which is the smaller number: {a} or {b}?",
+    "Compare {a} and {b}. Which is smaller?", "Which number is lower, {a} or {b}?",
 )  # fmt: skip
 
 
@@ -94,11 +102,16 @@ def draw_numbers(rng: random.Random, skill: str) -> Task:
         return draw_decimals(rng)
     operation = {"numbers.add": "+", "numbers.subtract": "-", "numbers.multiply": "x"}[skill]
     a, b = draw_operands(rng, operation)
-    question = ask(rng, operation, a, b)
     if operation == "-" and rng.random() < 0.25:
+        wording = rng.choice(DIFFERENCES + LARGER_FIRST + SMALLER_FIRST)
+        if wording not in DIFFERENCES:
+            a, b = sorted((a, b), reverse=wording in LARGER_FIRST)
+        question = vary(rng, wording.format(a=a, b=b))
+        steps, result = think_difference(a, b)
         a, b = max(a, b), min(a, b)
-        question = vary(rng, rng.choice(DIFFERENCES).format(a=a, b=b))
-    steps, result = {"+": think_add, "-": think_subtract, "x": think_multiply}[operation](a, b)
+    else:
+        question = ask(rng, operation, a, b)
+        steps, result = {"+": think_add, "-": think_subtract, "x": think_multiply}[operation](a, b)
     answer = f"{a} {operation} {b} = {result}"  # a copy of the last `got`, with its sign
     shows = shown_beside(a, b) if operation == "x" else ()
     return Task(skill, question, steps, answer, pair_key(a, b), judge_number, result, shows=shows)
@@ -140,7 +153,7 @@ def draw_operands(rng: random.Random, operation: str) -> tuple[int, int]:
         if operation == "-" and length < 4 and rng.random() < 0.5:
             a += rng.randint(1, 9) * 10**length
     elif roll < 0.31:  # around a round number, where one digit fills many places
-        a = rng.randint(1, 9) * 10 ** rng.randint(1, 3) - (rng.randint(1, 9) if operation == "+" else 0)
+        a = rng.randint(1, 10) * 10 ** rng.randint(1, 3) - (rng.randint(1, 9) if operation == "+" else 0)
         b = rng.randint(1, 12)
     elif roll < 0.38 and operation == "-":  # close together, so that the comparison goes deep
         b = max(0, a + rng.randint(-12, 12))
@@ -190,14 +203,23 @@ def add_columns(a: int, b: int, width: int) -> list[str]:
 
 def think_subtract(a: int, b: int) -> tuple[str, int]:
     """Compare from the left, then take the smaller from the bigger, place by place; the sign comes last."""
+    return take_smaller(a, b, "negative"), a - b
+
+
+def think_difference(a: int, b: int) -> tuple[str, int]:
+    """The same for the difference between two, which has no sign."""
+    return take_smaller(a, b, "swapped"), abs(a - b)
+
+
+def take_smaller(a: int, b: int, if_less: str) -> str:
+    """The steps of both; `if_less` stands behind the comparison where a is less than b."""
     width = max(len(str(a)), len(str(b)))
     first, second = f"{a:0{width}d}", f"{b:0{width}d}"
     lines = [f"{first}-{second}", compare_digits(first, second)]
     if a < b:
-        lines[1] += ", negative"
+        lines[1] += f", {if_less}"
         lines.append(f"{second}-{first}")
-    lines += subtract_columns(max(a, b), min(a, b), width)
-    return "\n".join(lines), a - b
+    return "\n".join(lines + subtract_columns(max(a, b), min(a, b), width))
 
 
 def compare_digits(first: str, second: str) -> str:
