@@ -238,7 +238,7 @@ def test_answers_to_other_words_stand_beside_the_usual_ones_and_count_for_no_tar
     write(tmp_path / "evaluate-b.json", make_report({"numbers.decimals": "00000010"}, reworded=True))
     page = report_evaluation.make_page(report_evaluation.read_folder(tmp_path))
     assert re.search(r"\| numbers\.decimals \| 75\.0 % \([^|]*\| 4 \| 12\.5 % \([^|]*\| 8 \|", page)
-    assert re.search(r"which decimal is bigger \| 98 % \| 75\.0 % ", page)
+    assert re.search(r"which decimal is bigger, or smaller \| 98 % \| 75\.0 % ", page)
 
 
 def test_batches_hold_every_question_once_and_keep_both_limits():
@@ -388,7 +388,7 @@ def test_targets_are_met_and_missed_where_the_figures_say(tmp_path):
     page = page_of(tmp_path / "in", tmp_path / "out")
     thinking = line_of(page, "numbers, thinking")
     assert thinking[1:7] == ["97 %", "83.3 %", "75.7 to 88.9", "120", "0", "no"]
-    assert line_of(page, "which decimal is bigger")[6] == "yes"
+    assert line_of(page, "which decimal is bigger, or smaller")[6] == "yes"
     assert line_of(page, "inside the worlds: false refusals")[2:7] == ["0.0 %", "0.0 to 1.9", "200", "0", "yes"]
     for title in ("numbers, instant", "questions about pictures", "documents"):
         assert line_of(page, title)[2] == NOT_MEASURED

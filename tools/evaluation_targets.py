@@ -190,7 +190,7 @@ PICTURES = tuple(f"pictures.{name}" for name in ("count", "colour", "shape", "at
 TARGETS = (
     Target("numbers, thinking", "97 %", at_least(0.97, *SUMS)),
     Target("numbers, instant", "reported", lambda reports: right_answers(reports, SUMS, None, mode="instant")),
-    Target("which decimal is bigger", "98 %", at_least(0.98, "numbers.decimals")),
+    Target("which decimal is bigger, or smaller", "98 %", at_least(0.98, "numbers.decimals")),
     Target("questions about pictures", "95 %", at_least(0.95, *PICTURES)),
     Target("whole picture described without a mistake", "90 %", at_least(0.9, "pictures.describe")),
     Target("printed text, exact", "90 %", at_least(0.9, "signs")),
