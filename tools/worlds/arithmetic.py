@@ -98,7 +98,7 @@ COMPARISONS = {
     "What's bigger, {a} or {b}?": 0.5, "Which one is greater, {a} or {b}?": 0.5, "Is {a} or {b} larger?": 0.5,
     "Which has the larger value, {a} or {b}?": 0.5, "Which one is more, {a} or {b}?": 0.5,
     "Which is the greater of {a} and {b}?": 0.5, "What is the bigger one, {a} or {b}?": 0.5,
-    "Which one is higher: {a} or {b}?": 0.5, "Is {a} larger than {b}?": 0.3, "Is {a} smaller than {b}?": 0.3,
+    "Which one is higher: {a} or {b}?": 0.5, "Is {a} larger than {b}?": 0.5, "Is {a} smaller than {b}?": 0.5,
     "Is the bigger one {a} or {b}?": 0.5, "Which value is larger, {a} or {b}?": 0.5,
 }  # fmt: skip
 BIGGER_WORDS, SMALLER_WORDS = "bigger|larger|greater", "smaller|less|lower"
