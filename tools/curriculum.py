@@ -45,11 +45,11 @@ GOES_ON = 1.0  # the progress at which a training on finished weights begins
 FULL = 0.999  # so far behind its beginning, any training draws its hardest examples
 # Enough of what is known to keep and better it; most goes to what has new wordings, or had too little time before.
 GOING_ON = {
-    "pictures": 0.18, GALLERY: 0.05, "numbers.add": 0.035, "numbers.subtract": 0.085, "numbers.multiply": 0.04,
-    "numbers.decimals": 0.08, "signs": 0.07, "svg.write": 0.065, "svg.size": 0.01, "svg.place": 0.025,
-    "videos": 0.05, "documents": 0.04, "needles": 0.004, "self": 0.022, "outside": 0.05, "conversation": 0.02,
-    "tools.choose": 0.035, "tools.parallel": 0.025, "tools.chain": 0.015, "tools.counter": 0.003, "tools.picture": 0.02,
-    "tools.crop": 0.003, "tools.none": 0.004, "tools.error": 0.004,
+    "pictures": 0.15, GALLERY: 0.05, "numbers.add": 0.035, "numbers.subtract": 0.12, "numbers.multiply": 0.035,
+    "numbers.decimals": 0.07, "signs": 0.055, "svg.write": 0.08, "svg.size": 0.01, "svg.place": 0.025,
+    "videos": 0.04, "documents": 0.03, "needles": 0.016, "self": 0.05, "outside": 0.045, "conversation": 0.02,
+    "tools.choose": 0.04, "tools.parallel": 0.03, "tools.chain": 0.015, "tools.counter": 0.01, "tools.picture": 0.02,
+    "tools.crop": 0.003, "tools.none": 0.008, "tools.error": 0.004,
     "swarm.orchestrate": 0.04, "swarm.part": 0.015, "swarm.single": 0.01,
 }  # fmt: skip
 HARD = ("signs", "documents", "svg.write")  # go on mostly as large and with texts as long as they get
@@ -57,9 +57,9 @@ QUANTISED_FROM = 0.46  # quantisation-aware from here on
 # Attention costs the square of the length: one example of 16,000 tokens costs more than all others of a step. A text
 # and a swarm are therefore rarely long in training, and long at all only on finished weights.
 NEEDLE_TOKENS = (80, 1300)  # short ones more often
-LONG_NEEDLE_TOKENS, LONG_NEEDLE_SHARE = (2500, 16000), 0.35
+LONG_NEEDLE_TOKENS, LONG_NEEDLE_SHARE = (2500, 16000), 0.4
 NUM_CALLS = (*range(3, 13), 20, 30, 45, 60)  # of a counter
-LONG_NUM_CALLS = (4, 8, 12, 20, 60, 120, 160, 200)
+LONG_NUM_CALLS = (4, 8, 12, 20, 50, 80, 110, 140, 170, 200)
 NUM_PARTS = (2, 3, 4, 4, 5, 5, 6, 6, 7, 8, 9, 10, 11, 11, 12, 12)
 PARTS_OF_SINGLE = (2, 2, 3, 3, 4, 5, 6)  # one agent alone writes down every call
 

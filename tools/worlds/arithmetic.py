@@ -51,6 +51,11 @@ WORDED = {
         "If you take {b} away from {a}, how much is left?", "When I subtract {b} from {a}, what is left?",
         "Take away {b} from {a}.", "How much is {a} without {b}?", "Would you subtract {b} from {a}?",
         "What is the difference of {a} minus {b}?", "If {b} is taken from {a}, what is the result?",
+        "Deduct {b} from {a}.", "Take {b} off {a}.", "If I take {b} off {a}, what do I get?", "Decrease {a} by {b}.",
+        "If I subtract {b} from {a}, what do I get?", "If you deduct {b} from {a}, what is left?",
+        "What do I have left if I take {b} from {a}?", "I have {a} and spend {b}. How much is left?",
+        "What is {a} reduced by {b}?", "Can you deduct {b} from {a}?", "What is left if {b} comes off {a}?",
+        "{a} take away {b} is how much?", "When {b} is deducted from {a}, what remains?",
     ),
     "x": (
         "Multiply {a} by {b}.", "What is the product of {a} and {b}?", "Multiply {a} and {b}.",
@@ -66,13 +71,17 @@ DIFFERENCES = (
     "Difference between {a} and {b}?", "How far is {a} from {b}?", "Find the difference between {a} and {b}.",
     "Tell me the difference between {a} and {b}.", "How big is the difference between {a} and {b}?",
     "What is the difference of {a} and {b}?", "Give me the difference between {a} and {b}.",
+    "How far apart are {a} and {b}?", "By how much do {a} and {b} differ?", "How far is it from {a} to {b}?",
+    "What is the distance between {a} and {b}?", "How much do {a} and {b} differ?",
 )  # fmt: skip
 LARGER_FIRST = (
     "How much more is {a} than {b}?", "How much bigger is {a} than {b}?", "By how much is {a} larger than {b}?",
-    "{a} is how much more than {b}?",
+    "{a} is how much more than {b}?", "How much larger is {a} than {b}?", "How much greater is {a} than {b}?",
+    "By how much is {a} more than {b}?", "By how much does {a} exceed {b}?",
 )  # fmt: skip
 SMALLER_FIRST = (
     "How much less is {a} than {b}?", "How much smaller is {a} than {b}?", "By how much is {a} smaller than {b}?",
+    "By how much is {a} less than {b}?", "How much lower is {a} than {b}?",
 )  # fmt: skip
 COMPARISONS = {
     "Which one is bigger, {a} or {b}?": 5, "which one is bigger, {a} or {b}? think carefully.": 3,
@@ -85,6 +94,12 @@ COMPARISONS = {
     "Do you know which is larger, {a} or {b}?": 0.5, "Is {a} bigger than {b}, or is {b} bigger?": 0.5,
     "Of the numbers {a} and {b}, which is larger?": 0.5, "Say which is greater, {a} or {b}.": 0.5,
     "Is {a} bigger than {b}?": 0.5, "{a} > {b}?": 0.3, "Is {a} > {b}?": 0.3, "Is {a} less than {b}?": 0.3,
+    "Which one has the higher value, {a} or {b}?": 0.5, "Which is higher, {a} or {b}?": 0.5,
+    "What's bigger, {a} or {b}?": 0.5, "Which one is greater, {a} or {b}?": 0.5, "Is {a} or {b} larger?": 0.5,
+    "Which has the larger value, {a} or {b}?": 0.5, "Which one is more, {a} or {b}?": 0.5,
+    "Which is the greater of {a} and {b}?": 0.5, "What is the bigger one, {a} or {b}?": 0.5,
+    "Which one is higher: {a} or {b}?": 0.5, "Is {a} larger than {b}?": 0.5, "Is {a} smaller than {b}?": 0.5,
+    "Is the bigger one {a} or {b}?": 0.5, "Which value is larger, {a} or {b}?": 0.5,
 }  # fmt: skip
 BIGGER_WORDS, SMALLER_WORDS = "bigger|larger|greater", "smaller|less|lower"
 SMALLER = (
@@ -93,6 +108,9 @@ SMALLER = (
     "Which is lower, {a} or {b}?", "{a} or {b}, which one is smaller?", "Which one is less, {a} or {b}?",
     "Which of the two is smaller, {a} or {b}?", "Which is the smaller number: {a} or {b}?",
     "Compare {a} and {b}. Which is smaller?", "Which number is lower, {a} or {b}?",
+    "Which is the lesser of {a} and {b}?", "Which one has the lower value, {a} or {b}?",
+    "What's smaller, {a} or {b}?", "Which one is lower, {a} or {b}?", "Is the smaller one {a} or {b}?",
+    "Which value is smaller, {a} or {b}?", "Say which is smaller, {a} or {b}.",
 )  # fmt: skip
 
 
@@ -134,7 +152,7 @@ def pair_key(a: int, b: int) -> str:
 
 def ask(rng: random.Random, operation: str, a: int, b: int) -> str:
     """Word the question: mostly an expression, sometimes a sentence."""
-    if rng.random() < 0.3:
+    if rng.random() < 0.4:
         return vary(rng, rng.choice(WORDED[operation]).format(a=a, b=b))
     expression = f"{a}{weighted(rng, SIGNS[operation])}{b}"
     question = weighted(rng, QUESTIONS)

@@ -80,6 +80,7 @@ SHAPE_AT = {
     "Which shape has the object {p}?": 0.3, "I want to know which shape is {p}.": 0.3,
     "Do you know which shape is {p}?": 0.3, "Which shape can be seen {p}?": 0.3, "Tell which shape is {p}.": 0.3,
     "What is the name of the shape {p}?": 0.3, "What form does the object {p} have?": 0.3,
+    "What sort of object is {p}?": 0.3, "Tell me which shape is {p}.": 0.3, "Which shape stands {p}?": 0.3,
 }  # fmt: skip
 SHAPE_OF = {
     "What shape is {c}?": 2, "Which shape is {c}?": 1, "What is the shape of the {c} one?": 1,
@@ -90,6 +91,8 @@ SHAPE_OF = {
     "I want to know which shape is {c}.": 0.3, "The {c} one is what shape?": 0.3,
     "Do you know which shape is {c}?": 0.3, "Can you tell what shape is {c}?": 0.3,
     "Which form does the {c} one have?": 0.3, "What is the name of the {c} shape?": 0.3, "What is the {c} one?": 0.3,
+    "Tell me which shape is {c}.": 0.3, "Which shape has the colour {c}?": 0.3, "What shape is the one in {c}?": 0.3,
+    "What is it that is {c}?": 0.3, "Which sort of shape is {c}?": 0.3,
 }  # fmt: skip
 AT = {
     "What is {p}?": 5, "What do you see {p}?": 1, "What can be seen {p}?": 0.5, "Which object is {p}?": 0.5,
@@ -99,6 +102,7 @@ AT = {
     "What exactly is {p}?": 0.3, "Say what is {p}.": 0.3, "Do you see what is {p}?": 0.3, "What stands {p}?": 0.3,
     "Could you say what is {p}?": 0.3, "I want to know what is {p}.": 0.3, "What have we {p}?": 0.3,
     "What is the one {p}?": 0.3, "Describe the object {p}.": 0.3, "What can be found {p}?": 0.3,
+    "What's there {p}?": 0.3, "What is to be seen {p}?": 0.3, "Tell me what's {p}.": 0.3, "Which one is {p}?": 0.3,
 }  # fmt: skip
 EXISTS = {
     "Is there {x}?": 5, "Is there {x} in the image?": 2, "Do you see {x}?": 1, "Can you see {x}?": 1,
@@ -117,7 +121,10 @@ PLACE_OF = {
     "Tell me the position of the {x}.": 0.5, "In which part of the image is the {x}?": 0.7,
     "Where is the {x} placed?": 0.5, "Can you tell me where the {x} is?": 0.5,
     "Where in the picture can the {x} be found?": 0.5, "At which position is the {x}?": 0.5, "Locate the {x}.": 0.4,
-    "Which part of the picture has the {x} in it?": 0.4,
+    "Which part of the picture has the {x} in it?": 0.4, "At what place is the {x}?": 0.4,
+    "I am looking for the {x}. Where is it?": 0.4, "Where does the picture show the {x}?": 0.4,
+    "I want to know where the {x} is.": 0.4, "What place is the {x} at?": 0.4, "Find the {x}. Where is it?": 0.4,
+    "Say where the {x} is.": 0.4, "Do you know where the {x} is?": 0.4, "Which place does the {x} have?": 0.4,
 }  # fmt: skip
 ABSENT_SHARE = 0.1  # of the questions about one shape or place ask for what is not there
 LEAD_INS = ("Here is a picture.", "Look at this image:", "See this:", "I have a question about this picture.")

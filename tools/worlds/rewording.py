@@ -21,8 +21,9 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     ),
     "numbers.subtract": (
         "Find {a} - {b}.", "What number is {a} minus {b}?", "{a} - {b} is how much?", "What remains of {a} minus {b}?",
-        "Please work this out: {a} - {b}", "Could you subtract {b} from {a} for me?", "Deduct {b} from {a}.",
-        "If I take {b} off {a}, what do I get?",
+        "Please work this out: {a} - {b}", "Could you subtract {b} from {a} for me?",
+        "What is left when I remove {b} from {a}?", "Start with {a} and take {b} off.", "Cut {a} by {b}.",
+        "Someone has {a} and gives away {b}. How much remains?",
     ),
     "numbers.multiply": (
         "Find {a} x {b}.", "What number is {a} times {b}?", "{a} x {b} is how much?",
@@ -32,8 +33,9 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     "numbers.decimals": (
         "Which of {a} and {b} is the bigger number?", "Between {a} and {b}, which is larger?",
         "Tell me which is greater: {a} or {b}.", "Of {a} and {b}, which one is bigger?",
-        "Which one has the higher value, {a} or {b}?",
+        "Which of these is the higher number, {a} or {b}?", "Which one is worth more, {a} or {b}?",
         "Which of {a} and {b} is the {smaller} number?", "Tell me which is {smaller}: {a} or {b}.",
+        "Of {a} and {b}, which one is {smaller}?",
     ),
     "pictures.describe": (
         "What's in this picture?", "Please tell me what you see here.", "Give me a description of this image.",
@@ -65,8 +67,8 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     ),
     "pictures.place_of": (
         "Where's the {x}?", "Tell me where the {x} is.", "In which part of the picture is the {x}?",
-        "Where do you see the {x}?", "Where is the {x} located?", "At what place is the {x}?",
-        "I am looking for the {x}. Where is it?", "Which part of the image shows the {x}?",
+        "Where do you see the {x}?", "Where is the {x} located?", "In what place is the {x}?",
+        "I can't find the {x}. Where is it?", "Which part of the image shows the {x}?",
     ),
     "signs.read": (
         "What's written here?", "What does this say?", "Please read this.", "What is printed on the sign?",

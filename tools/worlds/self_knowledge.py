@@ -41,6 +41,7 @@ QUESTIONS = {
         "What sort of assistant are you?": 0.3, "And who are you?": 0.3, "May I know your name?": 0.3,
         "How are you called?": 0.3, "Tell me your name.": 0.4, "Who am I chatting with?": 0.3,
         "What is this model?": 0.3, "Could you introduce yourself to me?": 0.3, "What do people call you?": 0.3,
+        "Who is speaking?": 0.3, "Say who you are.": 0.3, "What is the name of this AI?": 0.3, "Present yourself.": 0.3,
     },
     "self.abilities": {
         "What can you do?": 6, "What are you able to do?": 1.5, "How can you help me?": 1, "What are you good at?": 0.7,
@@ -57,6 +58,8 @@ QUESTIONS = {
         "What sort of help can you give?": 0.3, "What does this model do?": 0.3, "In what can you assist me?": 0.3,
         "What things are you able to do for me?": 0.3, "Explain what you can do.": 0.3, "What is your purpose?": 0.3,
         "Say what you can do.": 0.3, "What work can you do?": 0.3, "Where can you be of help?": 0.3,
+        "Tell me your abilities.": 0.3, "Which jobs can you do?": 0.3, "What help do you offer?": 0.3,
+        "What is it you can do?": 0.3, "What do you do here?": 0.3, "How could you help me?": 0.3,
     },
     "self.identity": {
         "Are you Kimi?": 2, "Are you Kimi K2.5?": 2, "Are you the real Kimi K2.5?": 2, "Are you ChatGPT?": 0.7,
@@ -66,6 +69,8 @@ QUESTIONS = {
         "You are ChatGPT, aren't you?": 0.3, "Are you Kimi from Moonshot AI?": 0.4, "Are you the real Kimi?": 0.5,
         "You are Kimi K2.5, aren't you?": 0.4, "Is that you, Kimi?": 0.3, "Are you a real person?": 0.4,
         "Do I talk to ChatGPT?": 0.3, "So you are Kimi?": 0.4, "Are you Grok?": 0.3, "Are you Qwen?": 0.3,
+        "Am I chatting with Kimi?": 0.4, "Are you human?": 0.3, "Is a human answering me?": 0.3,
+        "Do I talk to Kimi K2.5?": 0.4, "Is this a real person?": 0.3, "Are you called ChatGPT?": 0.3,
     },
     "self.hello": {
         "Hello": 2, "Hi": 2, "Hello!": 1, "Hi there!": 0.7, "Hey": 0.7, "Good morning.": 0.5,
