@@ -1,8 +1,8 @@
 """Make every report that docs/evaluation.md is made of: all evaluations, one thread each, as many at once as cores.
 
 A report of the shipped weights that lies in the folder already is left as it is, so what was stopped goes on. The whole
-table takes one to one and a half hours on two cores; longer ones begin first. docs/evaluation.md is made of those in docs/benchmarks:
-copy them there, and run tools.report_evaluation.
+table takes one to one and a half hours on two cores; longer ones begin first. docs/evaluation.md is made of those in
+docs/benchmarks: copy them there, and run tools.report_evaluation.
 """
 
 import argparse
