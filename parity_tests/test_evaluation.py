@@ -145,7 +145,7 @@ def run_evaluate(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[st
 def test_a_report_compared_with_itself_differs_nowhere_and_with_another_model_everywhere(
     random_model, tmp_path, capsys
 ):
-    flags = ["--skill", "pictures.count", "--skill", "self.who", "--n", "4", "--max-new-tokens", "80"]
+    flags = ["--skill", "pictures.count", "--skill", "self.who", "--n", "4", "--max-new-tokens", "160"]
     shipped = run_evaluate(capsys, *flags)
     assert [row["outcomes"] for row in shipped["skills"]] == ["1111", "1111"]
     path = write(tmp_path / "shipped.json", shipped)

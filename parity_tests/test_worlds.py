@@ -133,7 +133,9 @@ def test_a_difference_between_two_numbers_has_no_sign_and_the_smaller_of_two_dec
         numbers = sorted(map(int, re.findall(r"\d+", sample.task.question)))
         assert sample.content == f"{numbers[1]} - {numbers[0]} = {numbers[1] - numbers[0]}"
     decimals = [draw("numbers.decimals", 1, index) for index in range(200)]
-    smaller = [s for s in decimals if re.search("small|lower|which is less", s.task.question.lower())]
+    # "Is 3 smaller than 4?" is a comparison like "Is 3 bigger than 4?": either way the bigger one is named.
+    asks_smaller = re.compile("(small|lower|which is less)(?!.* than )", re.IGNORECASE)
+    smaller = [sample for sample in decimals if asks_smaller.search(sample.task.question)]
     assert len(smaller) > 15
     for sample in smaller:
         numbers = [Decimal(n) for n in re.findall(r"\d+(?:\.\d+)?", sample.task.question)]
