@@ -160,7 +160,8 @@ A report keeps the outcome of every question, so any two can be compared: other 
 ## Targets
 
 Thinking mode and greedy unless it says otherwise. The targets ask for 1,000 questions or more. A figure that falls
-short stays as it is. Paired rows are about the skills that their sections below name."""
+short stays as it is; what limits it is told in [training.md](training.md#what-limits-it). Paired rows are about the
+skills that their sections below name."""
 
 
 def targets_table(reports: Reports) -> str:
